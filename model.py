@@ -1,0 +1,517 @@
+"""The model: a bidirectional transformer, the masked-diffusion objective it is trained on, and the sampler that writes with it.
+
+Read from top to bottom: the network, the objective, the held-out bound, the sampler, sizes, checkpoints. Imports torch alone.
+
+Token ids 0 .. n_text-1 are text; the last three ids of the vocabulary are [MASK], [PAD] and [SEP], in that order. The output
+layer covers only text, so a special token can neither be predicted nor sampled.
+"""
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+SPECIALS = 3                    # [MASK], [PAD], [SEP]: the last ids of every vocabulary
+
+
+# ------------------------------------------------------------------------------------------------ the network
+
+@dataclass
+class Config:
+    """Everything the network's shape depends on; saved in every checkpoint."""
+    vocab_size: int             # text tokens and the three specials
+    block_size: int = 512       # longest sequence, in tokens
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    causal: bool = False        # True: the autoregressive twin, same network with a causal mask
+    rope_base: float = 10000.0
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+            raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even number (rotary embeddings turn pairs)")
+        if self.vocab_size <= SPECIALS:
+            raise ValueError(f"vocab_size={self.vocab_size} leaves no text tokens beside the {SPECIALS} special ones")
+
+    @property
+    def n_text(self) -> int:
+        return self.vocab_size - SPECIALS
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocab_size - 3
+
+    @property
+    def pad_id(self) -> int:
+        return self.vocab_size - 2
+
+    @property
+    def sep_id(self) -> int:
+        return self.vocab_size - 1
+
+    @property
+    def mlp_width(self) -> int:
+        """Two thirds of 4d, so that SwiGLU's three matrices weigh what two of width 4d would (Shazeer, 2002.05202), in steps of 64."""
+        return math.ceil(8 * self.n_embd / 3 / 64) * 64
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight (Zhang & Sennrich, 1910.07467), in float32 whatever the input's dtype, which is also the output's."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (Su et al., 2104.09864): pairs of channels turned by an angle that grows with the position."""
+
+    def __init__(self, head_width: int, max_length: int, base: float):
+        super().__init__()
+        self.head_width, self.max_length, self.base = head_width, max_length, base
+        self.cos = self.sin = torch.empty(0, head_width // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., T, head_width) -> the same, rotated. ValueError when T exceeds max_length."""
+        length = x.shape[-2]
+        if length > self.max_length:
+            raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size of {self.max_length}")
+        if length > len(self.cos) or self.cos.device != x.device or self.cos.dtype != x.dtype:
+            frequency = self.base ** (-torch.arange(0, self.head_width, 2, device=x.device, dtype=torch.float32) / self.head_width)
+            angle = torch.arange(length, device=x.device, dtype=torch.float32)[:, None] * frequency
+            self.cos, self.sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        cos, sin = self.cos[:length], self.sin[:length]
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class Block(nn.Module):
+    """Attention, then SwiGLU, each on a normalised input and added to the residual stream; no biases."""
+
+    def __init__(self, config: Config, rotary: Rotary):
+        super().__init__()
+        d, h = config.n_embd, config.mlp_width
+        self.n_head, self.dropout, self.causal, self.rotary = config.n_head, config.dropout, config.causal, rotary
+        self.attention_norm, self.mlp_norm = RMSNorm(d), RMSNorm(d)
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.attention_out = nn.Linear(d, d, bias=False)
+        self.gate_up = nn.Linear(d, 2 * h, bias=False)
+        self.mlp_out = nn.Linear(h, d, bias=False)
+
+    def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
+        B, T, d = x.shape
+        dropout = self.dropout if self.training else 0.0
+        q, k, v = self.qkv(self.attention_norm(x)).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (B, heads, T, d/heads)
+        y = F.scaled_dot_product_attention(self.rotary(q), self.rotary(k), v, attn_mask=attend, dropout_p=dropout, is_causal=self.causal)
+        x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)
+
+
+class DiffusionModel(nn.Module):
+    """Predicts the token at every position from those that are not masked; as its causal twin, from those before it."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, self.checkpointing = config, False
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)              # tied: also the output layer
+        rotary = Rotary(config.n_embd // config.n_head, config.block_size, config.rope_base)
+        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
+        self.final_norm = RMSNorm(config.n_embd)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:                                                          # residual projections scaled as in GPT-2
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "_out" in name else 0.02)
+
+    def forward(self, tokens: Tensor, where: Tensor | None = None) -> Tensor:
+        """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text); with `where` (B, T) bool, (where.sum(), n_text).
+
+        Logits at i predict token i: from every unmasked token for diffusion, from tokens before i for the causal twin, which reads
+        the row shifted right behind a [MASK]. Logits at chosen positions only: the output layer is much of a small model's work.
+        """
+        config = self.config
+        attend = None
+        if config.causal:
+            tokens = torch.cat((torch.full_like(tokens[:, :1], config.mask_id), tokens[:, :-1]), dim=1)
+        else:
+            real = tokens != config.pad_id
+            if not real.all():                                                       # without padding SDPA may use its fastest kernel
+                attend = real[:, None, None, :]
+        x = F.dropout(self.embedding(tokens), config.dropout, self.training)
+        for block in self.blocks:
+            x = checkpoint(block, x, attend, use_reentrant=False) if self.checkpointing and self.training else block(x, attend)
+        x = self.final_norm(x if where is None else x[where])
+        return F.linear(x, self.embedding.weight[:config.n_text])
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+
+# ------------------------------------------------------------------------------------------------ the objective
+
+class Masks(NamedTuple):
+    """What one training or evaluation pass hides, and what each hidden token weighs."""
+    masked: Tensor              # (B, T) bool
+    weight: Tensor              # (B,) float32: L / k, one for the causal twin
+
+
+def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float = 0.0, generator: torch.Generator | None = None) -> Masks:
+    """Draw which of tokens (B, T) to hide: k of a row's L text tokens, k uniform over the whole numbers in L·window (at least 1).
+
+    A share `replay` of the rows draws from the full range instead. k is stratified over the rows, which lowers the gradient's
+    variance (Kingma et al., 2107.00630, app. I.1). With the window (0, 1), (L/k) · Σ over masked positions of -log p is an unbiased
+    estimate of the bound on -log p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10).
+    For the causal twin every text token is predicted and weighs one. Special tokens are never masked.
+    """
+    text = tokens < config.n_text
+    if config.causal:
+        return Masks(text, torch.ones(len(tokens), device=tokens.device))
+    B, length = len(tokens), text.sum(1)
+    row = torch.randperm(B, generator=generator)                                     # which rows are replayed must not follow their order
+    full = min(B, int(replay * B + torch.rand((), generator=generator)))
+    u = torch.empty(B)
+    low, high = torch.full((B,), float(window[0])), torch.full((B,), float(window[1]))
+    for group in (row[:full], row[full:]):
+        u[group] = (torch.arange(len(group)) + torch.rand(len(group), generator=generator)) / max(len(group), 1)
+    low[row[:full]], high[row[:full]] = 0.0, 1.0
+    u, low, high = (x.to(tokens.device) for x in (u, low, high))
+    k = exact_count(length, low, high, u)
+    noise = torch.rand(tokens.shape, generator=generator).to(tokens.device)
+    return Masks(hide(text, k, noise), length / k.clamp(min=1))
+
+
+def exact_count(length: Tensor, low, high, u: Tensor) -> Tensor:
+    """Number of masks for rows of `length` text tokens: uniform over the whole numbers in [low·length, high·length], chosen by u in [0, 1).
+
+    At least one; where a short row has no whole number in its window, the smallest above it.
+    """
+    first = torch.ceil(low * length - 1e-6).clamp(min=1)
+    last = torch.maximum(torch.floor(high * length + 1e-6), first)
+    return torch.minimum(first + (u * (last - first + 1)).floor(), length).long()
+
+
+def hide(text: Tensor, k: Tensor, noise: Tensor) -> Tensor:
+    """The k[row] positions of each row with the lowest noise among its text positions, as (B, T) bool."""
+    rank = noise.masked_fill(~text, 2.0).argsort(1).argsort(1)
+    return (rank < k[:, None]) & text
+
+
+def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config, label_smoothing: float = 0.0) -> Tensor:
+    """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the number of text tokens in the
+    batch it estimates the bound per token. The L/k in the weight is the only normalisation: dividing by k as well would count it twice.
+    """
+    noisy = tokens if config.causal else tokens.masked_fill(masks.masked, config.mask_id)
+    logits = model(noisy, masks.masked)
+    nats = F.cross_entropy(logits.float(), tokens[masks.masked], reduction="none", label_smoothing=label_smoothing)
+    return (nats * masks.weight[:, None].expand_as(tokens)[masks.masked]).sum()
+
+
+# ------------------------------------------------------------------------------------------------ the held-out bound
+
+class Bound(NamedTuple):
+    """Evaluations of N sequences at P masks each; see `held_out_bound`."""
+    nats: Tensor                # (N, P) float64: Σ of -log p over the masked positions
+    k: Tensor                   # (N, P) int64: how many were masked
+    length: Tensor              # (N,) int64: text tokens in the sequence
+
+    @property
+    def per_sequence(self) -> Tensor:
+        """(N,) nats: the bound on -log p of each sequence, averaged over its masks."""
+        return (self.nats * self.length[:, None] / self.k).mean(1)
+
+
+@torch.no_grad()
+def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int = 32, seed: int = 0, batch_tokens: int = 8192) -> Bound:
+    """The full-range bound on -log p of each of N token sequences (1-d, at most block_size), on fixed masks drawn from `seed`.
+
+    Each sequence is evaluated at `points` exact mask counts, one in each of as many strata of 1..L, weighted L/k. The causal
+    twin's exact -log p takes one pass: P is 1. Draws from a generator of its own and leaves the global ones alone.
+    """
+    config, was_training = model.config, model.training
+    model.eval()
+    points = 1 if config.causal else points
+    generator = torch.Generator().manual_seed(seed)
+    length = torch.tensor([int((s < config.n_text).sum()) for s in sequences])
+    rows, k = [], torch.empty(len(sequences), points, dtype=torch.long)
+    for n, sequence in enumerate(sequences):
+        text = (sequence < config.n_text).expand(points, -1)
+        if config.causal:
+            k[n], hidden = length[n], text
+        else:
+            u = (torch.arange(points) + torch.rand(points, generator=generator)) / points
+            k[n] = exact_count(length[n].float(), torch.tensor(0.0), torch.tensor(1.0), u)
+            hidden = hide(text, k[n], torch.rand(text.shape, generator=generator))
+        rows += [(n, p, sequence, hidden[p]) for p in range(points)]
+    rows.sort(key=lambda row: len(row[2]))                                           # alike lengths together: little padding
+    nats = torch.zeros(len(sequences), points, dtype=torch.float64)
+    while rows:
+        size = max(1, batch_tokens // len(rows[-1][2]))
+        batch, rows = rows[-size:], rows[:-size]
+        tokens = pad([row[2] for row in batch], config.pad_id).to(model.device)
+        masked = pad([row[3] for row in batch], False).to(model.device)
+        loss = F.cross_entropy(model(tokens if config.causal else tokens.masked_fill(masked, config.mask_id), masked).float(),
+                               tokens[masked], reduction="none").double().cpu()
+        owner = masked.nonzero()[:, 0].cpu()
+        total = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, loss)
+        for (n, p, _, _), value in zip(batch, total):
+            nats[n, p] = value
+    model.train(was_training)
+    return Bound(nats, k, length)
+
+
+def pad(sequences: list[Tensor], value) -> Tensor:
+    """1-d tensors of any lengths -> one (B, longest) tensor, `value` behind the shorter ones."""
+    return nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
+
+
+# ------------------------------------------------------------------------------------------------ the sampler
+
+ORDERS = ("margin", "confidence", "entropy", "random")
+
+
+class Step(NamedTuple):
+    """One denoising step, after one call of the network. All tensors are on the CPU, B rows of T positions."""
+    step: int                   # 1 .. of
+    of: int                     # steps planned; an adaptive run may end earlier
+    tokens: Tensor              # (B, T) int64, [MASK] where undecided
+    revealed: Tensor            # (B, T) bool: decided in this step
+    remasked: Tensor            # (B, T) bool: taken back in this step
+    draft: Tensor               # (B, T) int64: the likeliest token where undecided before this step, else the token there
+    confidence: Tensor          # (B, T) float32: p(draft) where undecided, p(token) when it was decided, 1 where it was given
+    choices: Tensor             # (B, T, A) int64: the likeliest tokens at positions the network looked at, else 0
+    chances: Tensor             # (B, T, A) float32: their probabilities, else 0
+
+
+@torch.no_grad()
+def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], *, steps: int = 25, order: str = "margin", schedule: str = "linear",
+            threshold: float | None = None, entropy_bound: float | None = None, temperature: float = 0.6, top_k: int = 20, top_p: float = 0.85,
+            repetition_penalty: float = 1.0, remask: float = 0.0, block_size: int | None = None, alternatives: int = 5) -> Iterator[Step]:
+    """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network; everything else stays as it is.
+
+    The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2) with the positions to decide chosen by `order` instead of at random: the
+    largest margin p1 - p2 (Kim et al., 2502.06768), the highest confidence p(drawn token), the lowest entropy, or random. How many: so
+    that the masks left follow a linear or cosine `schedule` over `steps`; beyond that, every position whose confidence exceeds
+    `threshold`, or as many as keep the summed entropy, less the largest, within `entropy_bound` nats (Ben-Hamu et al., 2505.24857).
+    `steps` calls of the network, or as many as there are masks if those are fewer; adaptive runs end when nothing is masked.
+
+    Tokens are drawn at `temperature` (0: the likeliest) from the `top_k` likeliest (0: all) that make up `top_p` of the probability, tokens already in
+    the row penalised by `repetition_penalty` (Keskar et al., 1909.05858, sec. 4.1; 1: not at all). With `remask`, up to that share of the decided
+    tokens is taken back at each step, the least confident most likely, within the schedule (after ReMDM, Wang et al., 2503.00307).
+    Rows longer than the model's context, or any row if `block_size` is given, are filled left to right in blocks of that many
+    positions, each with `steps` of its own. The causal twin fills one position a step, left to right. seeds (B,): a row's text depends on its
+    own seed and not on the rows beside it. ValueError for impossible settings.
+    """
+    config, context = model.config, model.config.block_size
+    if order not in ORDERS or schedule not in ("linear", "cosine"):
+        raise ValueError(f"order must be one of {', '.join(ORDERS)} and schedule linear or cosine, not {order!r} and {schedule!r}")
+    if steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or repetition_penalty <= 0 or not 0 <= remask < 1:
+        raise ValueError("sampling needs steps >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1, repetition_penalty > 0, 0 <= remask < 1")
+    if block_size is not None and not 1 <= block_size <= context:
+        raise ValueError(f"block_size must be between 1 and the model's context of {context} tokens, not {block_size}")
+    model.eval()
+    tokens = tokens.clone().cpu()
+    B, T = tokens.shape
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    given = tokens != config.mask_id
+    confidence = given.float()
+    size = block_size or (T if T <= context else context // 2)
+    blocks = [(start, min(start + size, T)) for start in range(0, T, size)]
+    blocks = [(start, stop) for start, stop in blocks if not given[:, start:stop].all()]
+    plan = []                                                                        # (start, stop, steps) of each block
+    for start, stop in blocks:
+        masks = int((~given[:, start:stop]).sum(1).max())
+        plan.append((start, stop, masks if config.causal else steps if remask else min(steps, masks)))
+    done, of = 0, sum(n for _, _, n in plan)
+
+    for start, stop, n_steps in plan:
+        right = max(stop, min(T, context))                                           # the context: this block, what is left of it, and what
+        left = max(0, right - context)                                               # fits of the right
+        block = torch.zeros(B, T, dtype=torch.bool)
+        block[:, start:stop] = True
+        todo = (~given & block).sum(1)                                               # (B,) masks at the block's start
+        for step in range(1, n_steps + 1):
+            masked = (tokens == config.mask_id) & block
+            if not masked.any():
+                break
+            row, column = masked.nonzero(as_tuple=True)
+            window, where = tokens[:, left:right].to(model.device), masked[:, left:right].to(model.device)
+            logits = model(window, where).float().cpu()                              # (M, n_text), row by row
+            p = logits.softmax(1)
+            drawn = draw(penalise(logits, row, tokens, repetition_penalty, config.n_text), temperature, top_k, top_p, row, generators)
+            top = p.topk(min(max(alternatives, 2), config.n_text))
+            p_drawn = p.gather(1, drawn[:, None])[:, 0]
+            entropy = -(p * p.clamp(min=1e-30).log()).sum(1)
+            if config.causal:
+                score = -column.double()
+            elif order == "random":
+                score = torch.cat([torch.rand(int(n), generator=g, dtype=torch.float64) for n, g in zip(masked.sum(1), generators)])
+            else:
+                score = {"margin": top.values[:, 0] - top.values[:, 1], "confidence": p_drawn, "entropy": -entropy}[order].double()
+
+            remaining = mask_schedule(todo, step, n_steps, schedule)                 # (B,) masks to be left after this step
+            revealed, remasked = torch.zeros_like(masked), torch.zeros_like(masked)
+            draft = tokens.clone()
+            draft[row, column] = top.indices[:, 0]
+            confidence = confidence.masked_scatter(masked, top.values[:, 0])
+            before = tokens.clone()
+            for b in range(B):
+                mine = (row == b).nonzero()[:, 0]
+                if len(mine) == 0:
+                    continue
+                decided = ((~given[b]) & block[b] & ~masked[b]).nonzero()[:, 0]
+                back = min(int(remask * len(decided)), int(remaining[b])) if step < n_steps else 0
+                count = max(len(mine) + back - int(remaining[b]), 0 if remask or todo[b] < n_steps else 1)
+                best = mine[score[mine].argsort(descending=True, stable=True)]
+                if threshold is not None:
+                    best = mine[p_drawn[mine].argsort(descending=True, stable=True)]
+                    count = max(count, 1, int((p_drawn[mine] > threshold).sum()))
+                if entropy_bound is not None:
+                    best = mine[entropy[mine].argsort(stable=True)]
+                    ordered = entropy[best]
+                    count = max(count, 1, int((ordered.cumsum(0) - ordered <= entropy_bound).sum()))
+                chosen = best[:count]
+                tokens[b, column[chosen]] = drawn[chosen]
+                confidence[b, column[chosen]] = p_drawn[chosen]
+                revealed[b, column[chosen]] = True
+                if back:
+                    doubt = (1 - confidence[b, decided].double()).clamp(min=1e-9).log() + gumbel((len(decided),), generators[b])
+                    taken = decided[doubt.topk(back).indices]
+                    tokens[b, taken], remasked[b, taken] = config.mask_id, True
+            done += 1
+            choices = torch.zeros(B, T, top.indices.shape[1], dtype=torch.long)
+            chances = torch.zeros(B, T, top.indices.shape[1])
+            choices[row, column], chances[row, column] = top.indices, top.values
+            yield Step(done, of, tokens.clone(), revealed, remasked, torch.where(before == config.mask_id, draft, before), confidence.clone(), choices, chances)
+
+
+def mask_schedule(todo: Tensor, step: int, steps: int, schedule: str) -> Tensor:
+    """How many of todo (B,) masks remain after `step` of `steps`: a straight line, or MaskGIT's cosine (2202.04200, sec. 3.3), which decides few tokens first."""
+    left = 1 - step / steps if schedule == "linear" else math.cos(math.pi / 2 * step / steps)
+    return (todo * left + 1e-6).floor().long()
+
+
+def gumbel(shape, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise in float64: float32 truncates its upper tail and so lowers the temperature unasked (Zheng et al., 2409.02908)."""
+    u = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=1e-300)
+    return -(-u.log()).log()
+
+
+def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float, n_text: int) -> Tensor:
+    """logits (M, n_text) of positions in rows `row` (M,), those of tokens already in the row made smaller by the factor `penalty`."""
+    if penalty == 1.0:
+        return logits
+    seen = torch.zeros(len(tokens), tokens.max() + n_text + 1, dtype=torch.bool).scatter_(1, tokens, True)[:, :n_text]
+    return torch.where(seen[row], torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def draw(logits: Tensor, temperature: float, top_k: int, top_p: float, row: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Draw a token for each of M positions from logits (M, n_text): temperature, then top-k, then top-p. Returns (M,) int64.
+
+    Gumbel-max in float64; positions of a row draw from that row's generator, in order.
+    """
+    if temperature == 0:
+        return logits.argmax(1)
+    values, ids = (logits.double() / temperature).topk(min(top_k or logits.shape[1], logits.shape[1]))
+    p = values.softmax(1)
+    values = values.masked_fill(p.cumsum(1) - p >= top_p, -torch.inf)                # the token that crosses top_p stays
+    noise = torch.cat([gumbel((int((row == b).sum()), values.shape[1]), g) for b, g in enumerate(generators)])
+    return ids.gather(1, (values + noise).argmax(1, keepdim=True))[:, 0]
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+def count_parameters(config: Config) -> dict[str, int]:
+    """Parameters by component; `total` equals sum(p.numel()). The embedding is also the output layer and counts once."""
+    d, h, n = config.n_embd, config.mlp_width, config.n_layer
+    parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h, "norms": (2 * n + 1) * d}
+    return parts | {"total": sum(parts.values())}
+
+
+def training_flops(config: Config, tokens: int, predicted: int, length: int) -> int:
+    """Floating-point operations to train on `tokens` tokens in sequences of `length`, with logits at `predicted` of them.
+
+    6 per token and matrix parameter, plus attention's 12·layers·width·length per token (PaLM, 2204.02311, app. B). Recomputation
+    by gradient checkpointing is not counted: it is work, but not the model's.
+    """
+    parts = count_parameters(config)
+    attention = 12 * config.n_layer * config.n_embd * length // (2 if config.causal else 1)
+    return tokens * (6 * (parts["attention"] + parts["mlp"]) + attention) + predicted * 6 * config.n_text * config.n_embd
+
+
+def estimate_memory(config: Config, batch_size: int, length: int | None = None, bytes_per_value: int = 2, checkpointing: bool = False,
+                    ema: bool = False) -> dict:
+    """Peak GPU memory in GB (1e9 bytes) of training (AdamW in float32, activations of bytes_per_value) and of sampling one text.
+
+    Counts weights, gradients, two moments, the 16-bit copies that autocast keeps, what backward needs of each layer, and the logits. The driver's own few hundred MB come on top.
+    """
+    d, h, T, half = config.n_embd, config.mlp_width, length or config.block_size, bytes_per_value
+    total = count_parameters(config)["total"]
+    states = total * (16 + (4 if ema else 0) + (2 if half == 2 else 0))
+    cast = half if half == 2 else 0                                                  # autocast's copy of a normalised input
+    # per token and layer: two residuals and normalised inputs, q k v and their rotated copies, attention's output, gate, up, silu and product
+    layer = 2 * 4 * d + 2 * (cast or 4) * d + 5 * half * d + 2 * half * d + 4 * half * h
+    if config.dropout:
+        layer += 2 * d
+    tokens = batch_size * T
+    kept = config.n_layer * 4 * d + layer if checkpointing else config.n_layer * layer
+    predicted = tokens if config.causal else tokens // 2 + T                         # masks: half on average, and a row's spread
+    logits = predicted * config.n_text * (half + 8)                                  # logits, their float32 copy, its gradient
+    training = states + tokens * (kept + 8 * d) + logits
+    inference = total * 4 + T * (layer + 4 * config.n_text * 3)
+    return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.5e9}
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+def save_checkpoint(path: str, checkpoint: dict) -> None:
+    """Write aside, flush to disk, rename: whoever reads `path` finds the old checkpoint or the new one, never half of one."""
+    aside = f"{path}.writing"
+    with open(aside, "wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def load_checkpoint(path: str, device: str | torch.device = "cpu") -> dict:
+    """The dict that save_checkpoint wrote. FileNotFoundError or ValueError says in one line what is wrong with the file."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no checkpoint at {path}: train one first with python train.py")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile, AttributeError, ImportError, IndexError) as error:
+        raise ValueError(f"{path} is torn or is not a checkpoint of this program ({type(error).__name__})") from error
+    except Exception as error:                                                       # pickle.UnpicklingError, without importing pickle
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise ValueError(f"{path} is not a checkpoint of this program: it holds something other than tensors and plain values") from error
+    if not isinstance(checkpoint, dict) or not {"model", "config", "tokenizer"} <= checkpoint.keys():
+        raise ValueError(f"{path} is not a checkpoint of this program: it lacks the model, its config or the tokenizer")
+    return checkpoint
+
+
+def load_model(path: str, device: str | torch.device = "cpu") -> tuple[DiffusionModel, dict]:
+    """(model in eval mode on `device`, the whole checkpoint). Errors as in load_checkpoint."""
+    checkpoint = load_checkpoint(path, device)
+    try:
+        model = DiffusionModel(Config(**checkpoint["config"]))
+        model.load_state_dict(checkpoint["model"])
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit this version's model: {error}") from error
+    return model.to(device).eval(), checkpoint
+
+
+def checkpoint_of(model: DiffusionModel, tokenizer: dict, **more) -> dict:
+    """What every checkpoint holds, so that a lone .pt can be sampled: weights, config, tokenizer; and whatever else its writer needs."""
+    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": tokenizer} | more
