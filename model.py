@@ -63,15 +63,20 @@ class Config:
         return math.ceil(8 * self.n_embd / 3 / 64) * 64
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight (Zhang & Sennrich, 1910.07467), in float32 whatever the input's dtype, which is also the output's."""
+def unit_rms(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """x / rms(x) over the last dimension, times weight; computed in float32 and returned in x's dtype."""
+    return F.rms_norm(x.float(), x.shape[-1:], None if weight is None else weight.float(), eps).to(x.dtype)
 
-    def __init__(self, width: int, eps: float = 1e-6):
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learnt weight per channel and no bias (Zhang & Sennrich, 1910.07467)."""
+
+    def __init__(self, width: int):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return unit_rms(x, self.weight)
 
 
 class Rotary(nn.Module):
@@ -113,7 +118,8 @@ class Block(nn.Module):
         B, T, d = x.shape
         dropout = self.dropout if self.training else 0.0
         q, k, v = self.qkv(self.attention_norm(x)).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (B, heads, T, d/heads)
-        y = F.scaled_dot_product_attention(self.rotary(q), self.rotary(k), v, attn_mask=attend, dropout_p=dropout, is_causal=self.causal)
+        q, k = self.rotary(unit_rms(q)), self.rotary(unit_rms(k))                    # QK norm: bounded attention logits let small batches learn fast
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=dropout, is_causal=self.causal)
         x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)

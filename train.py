@@ -330,7 +330,7 @@ def print_plan(net: DiffusionModel, streams: dict[str, Stream], plan: list[dict]
 # ------------------------------------------------------------------------------------------------ the loop
 
 def main():
-    default = {name: copy.deepcopy(value) for name, value in globals().items() if name.islower()}
+    default = dict(globals())                                                        # configure sets anew, it does not write into these
     knobs = configure(globals())
 
     # one process, or one of several started by torchrun
