@@ -8,6 +8,7 @@ layer covers only text, so a special token can neither be predicted nor sampled.
 import math
 import os
 import zipfile
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -293,9 +294,9 @@ class Step(NamedTuple):
     tokens: Tensor              # (B, T) int64, [MASK] where undecided
     revealed: Tensor            # (B, T) bool: decided in this step
     remasked: Tensor            # (B, T) bool: taken back in this step
-    draft: Tensor               # (B, T) int64: the likeliest token where undecided before this step, else the token there
+    draft: Tensor               # (B, T) int64: the likeliest token where the network looked, else the token before this step
     confidence: Tensor          # (B, T) float32: p(draft) where undecided, p(token) when it was decided, 1 where it was given
-    choices: Tensor             # (B, T, A) int64: the likeliest tokens at positions the network looked at, else 0
+    choices: Tensor             # (B, T, A) int64: the likeliest tokens where the network looked, else 0
     chances: Tensor             # (B, T, A) float32: their probabilities, else 0
 
 
@@ -307,16 +308,18 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], *, steps: i
 
     The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2) with the positions to decide chosen by `order` instead of at random: the
     largest margin p1 - p2 (Kim et al., 2502.06768), the highest confidence p(drawn token), the lowest entropy, or random. How many: so
-    that the masks left follow a linear or cosine `schedule` over `steps`; beyond that, every position whose confidence exceeds
-    `threshold`, or as many as keep the summed entropy, less the largest, within `entropy_bound` nats (Ben-Hamu et al., 2505.24857).
+    that the masks left follow a linear or cosine `schedule` over `steps`; beyond that, every position whose drawn token is likelier than
+    `threshold`, and as many as keep the summed entropy, less the largest, within `entropy_bound` nats (Ben-Hamu et al., 2505.24857).
     `steps` calls of the network, or as many as there are masks if those are fewer; adaptive runs end when nothing is masked.
 
     Tokens are drawn at `temperature` (0: the likeliest) from the `top_k` likeliest (0: all) that make up `top_p` of the probability, tokens already in
-    the row penalised by `repetition_penalty` (Keskar et al., 1909.05858, sec. 4.1; 1: not at all). With `remask`, up to that share of the decided
+    the row penalised by `repetition_penalty` (Keskar et al., 1909.05858, sec. 4.1; 1: not at all). With `remask`, about that share of the decided
     tokens is taken back at each step, the least confident most likely, within the schedule (after ReMDM, Wang et al., 2503.00307).
     Rows longer than the model's context, or any row if `block_size` is given, are filled left to right in blocks of that many
-    positions, each with `steps` of its own. The causal twin fills one position a step, left to right. seeds (B,): a row's text depends on its
-    own seed and not on the rows beside it. ValueError for impossible settings.
+    positions, each with `steps` of its own. The causal twin fills one position a step, left to right, and has no use for the settings of order and budget.
+
+    Rows may be padded with [PAD] on the right; seeds (B,): a row's text depends on its own seed and not on the rows beside it.
+    Leaves the model in eval mode. ValueError for impossible settings.
     """
     config, context = model.config, model.config.block_size
     if order not in ORDERS or schedule not in ("linear", "cosine"):
@@ -325,86 +328,125 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], *, steps: i
         raise ValueError("sampling needs steps >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1, repetition_penalty > 0, 0 <= remask < 1")
     if block_size is not None and not 1 <= block_size <= context:
         raise ValueError(f"block_size must be between 1 and the model's context of {context} tokens, not {block_size}")
+    if len(seeds) != len(tokens) or not all(0 <= seed < 2**63 for seed in seeds):
+        raise ValueError("sampling needs a seed for each row, a whole number from 0 to 2^63 - 1")
     model.eval()
-    tokens = tokens.clone().cpu()
+    tokens = tokens.cpu().clone()
     B, T = tokens.shape
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     given = tokens != config.mask_id
     confidence = given.float()
-    size = block_size or (T if T <= context else context // 2)
-    blocks = [(start, min(start + size, T)) for start in range(0, T, size)]
-    blocks = [(start, stop) for start, stop in blocks if not given[:, start:stop].all()]
-    plan = []                                                                        # (start, stop, steps) of each block
-    for start, stop in blocks:
-        masks = int((~given[:, start:stop]).sum(1).max())
-        plan.append((start, stop, masks if config.causal else steps if remask else min(steps, masks)))
-    done, of = 0, sum(n for _, _, n in plan)
+    candidates, alternatives = min(top_k or config.n_text, config.n_text), min(alternatives, config.n_text)
+    kept = max(candidates, alternatives, 2)
+    length = (tokens != config.pad_id).sum(1)
+    blocks = [plan_blocks(~given[b, :length[b]], context, block_size) for b in range(B)]
+    calls = [sum(masks if config.causal else min(steps, masks) for *_, masks in row) for row in blocks]
+    current = torch.zeros(B, T, dtype=torch.bool)                                    # what the block at hand has to fill, decided or not
+    left, masks, step = (torch.zeros(B, dtype=torch.long) for _ in range(3))         # its window, its masks at first, its step
 
-    for start, stop, n_steps in plan:
-        right = max(stop, min(T, context))                                           # the context: this block, what is left of it, and what
-        left = max(0, right - context)                                               # fits of the right
-        block = torch.zeros(B, T, dtype=torch.bool)
-        block[:, start:stop] = True
-        todo = (~given & block).sum(1)                                               # (B,) masks at the block's start
-        for step in range(1, n_steps + 1):
-            masked = (tokens == config.mask_id) & block
-            if not masked.any():
-                break
-            row, column = masked.nonzero(as_tuple=True)
-            window, where = tokens[:, left:right].to(model.device), masked[:, left:right].to(model.device)
-            logits = model(window, where).float().cpu()                              # (M, n_text), row by row
-            p = logits.softmax(1)
-            drawn = draw(penalise(logits, row, tokens, repetition_penalty, config.n_text), temperature, top_k, top_p, row, generators)
-            top = p.topk(min(max(alternatives, 2), config.n_text))
-            p_drawn = p.gather(1, drawn[:, None])[:, 0]
-            entropy = -(p * p.clamp(min=1e-30).log()).sum(1)
-            if config.causal:
-                score = -column.double()
-            elif order == "random":
-                score = torch.cat([torch.rand(int(n), generator=g, dtype=torch.float64) for n, g in zip(masked.sum(1), generators)])
-            else:
-                score = {"margin": top.values[:, 0] - top.values[:, 1], "confidence": p_drawn, "entropy": -entropy}[order].double()
+    for done in range(1, max(calls, default=0) + 1):
+        masked = current & (tokens == config.mask_id)
+        for b in (~masked.any(1)).nonzero()[:, 0].tolist():                          # a block is done: on to the row's next
+            if blocks[b]:
+                start, stop, left[b], masks[b] = blocks[b].pop(0)
+                current[b], step[b] = False, 0
+                current[b, start:stop] = masked[b, start:stop] = ~given[b, start:stop]
+        rows = masked.any(1).nonzero()[:, 0]                                         # (A,) rows that are not finished
+        if len(rows) == 0:
+            return
+        step[rows] += 1
+        n_steps = masks[rows] if config.causal else masks[rows].clamp(max=steps)
 
-            remaining = mask_schedule(todo, step, n_steps, schedule)                 # (B,) masks to be left after this step
-            revealed, remasked = torch.zeros_like(masked), torch.zeros_like(masked)
-            draft = tokens.clone()
-            draft[row, column] = top.indices[:, 0]
-            confidence = confidence.masked_scatter(masked, top.values[:, 0])
-            before = tokens.clone()
-            for b in range(B):
-                mine = (row == b).nonzero()[:, 0]
-                if len(mine) == 0:
-                    continue
-                decided = ((~given[b]) & block[b] & ~masked[b]).nonzero()[:, 0]
-                back = min(int(remask * len(decided)), int(remaining[b])) if step < n_steps else 0
-                count = max(len(mine) + back - int(remaining[b]), 0 if remask or todo[b] < n_steps else 1)
-                best = mine[score[mine].argsort(descending=True, stable=True)]
-                if threshold is not None:
-                    best = mine[p_drawn[mine].argsort(descending=True, stable=True)]
-                    count = max(count, 1, int((p_drawn[mine] > threshold).sum()))
-                if entropy_bound is not None:
-                    best = mine[entropy[mine].argsort(stable=True)]
-                    ordered = entropy[best]
-                    count = max(count, 1, int((ordered.cumsum(0) - ordered <= entropy_bound).sum()))
-                chosen = best[:count]
-                tokens[b, column[chosen]] = drawn[chosen]
-                confidence[b, column[chosen]] = p_drawn[chosen]
-                revealed[b, column[chosen]] = True
-                if back:
-                    doubt = (1 - confidence[b, decided].double()).clamp(min=1e-9).log() + gumbel((len(decided),), generators[b])
-                    taken = decided[doubt.topk(back).indices]
-                    tokens[b, taken], remasked[b, taken] = config.mask_id, True
-            done += 1
-            choices = torch.zeros(B, T, top.indices.shape[1], dtype=torch.long)
-            chances = torch.zeros(B, T, top.indices.shape[1])
-            choices[row, column], chances[row, column] = top.indices, top.values
-            yield Step(done, of, tokens.clone(), revealed, remasked, torch.where(before == config.mask_id, draft, before), confidence.clone(), choices, chances)
+        window = left[rows, None] + torch.arange(min(T, context))                    # (A, W) the columns that the network reads
+        where = masked[rows[:, None], window]
+        if config.causal:                                                            # the next position; those right of it would be read off [MASK]s
+            where &= where.cumsum(1) == 1
+            width = int(where.any(0).nonzero().max()) + 1
+            window, where = window[:, :width], where[:, :width]
+        a, w = where.nonzero(as_tuple=True)                                          # (M,) positions that it decides about, row by row
+        row, column, counts = rows[a], window[a, w], where.sum(1)
+        logits = model(tokens[rows[:, None], window].to(model.device), where.to(model.device)).float()
+        log_p = penalise(logits, row, tokens, repetition_penalty).log_softmax(1)     # (M, n_text)
+        top_log_p, top_ids = (x.cpu() for x in log_p.topk(kept))
+        own = [(generators[b], n) for b, n in zip(rows.tolist(), counts.tolist())]   # a row's generator, and how many positions it serves
+        noise = torch.cat([gumbel((n, candidates), g) for g, n in own]) if temperature else None
+        pick = draw(top_log_p[:, :candidates], temperature, top_p, noise)[:, None]
+        drawn, p_drawn = top_ids.gather(1, pick)[:, 0], top_log_p.gather(1, pick)[:, 0].exp()
+        chances = top_log_p[:, :max(alternatives, 2)].exp()
+
+        # Where a row is all masks, every position has the same chances, and rounding errors would choose: chance decides between equals.
+        tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
+        score = {"margin": chances[:, 0] - chances[:, 1], "confidence": p_drawn, "random": torch.zeros(len(a))}.get(order)
+        if order == "entropy" or entropy_bound is not None:
+            entropy = -(log_p.exp() * log_p).sum(1).cpu() - tie
+        score = spread(where, -entropy if order == "entropy" else score + tie, -torch.inf)
+        remaining = mask_schedule(masks[rows], step[rows], n_steps, schedule)        # (A,) masks to be left after this step
+        back = torch.zeros_like(remaining)                                           # (A,) how many are taken back in exchange for others
+        if remask and not config.causal:
+            decided = current[rows] & ~masked[rows]                                  # (A, T)
+            rounding = torch.stack([torch.rand((), generator=g) for g, _ in own])
+            back = (remask * decided.sum(1) + rounding).long().minimum(remaining)
+        count = (counts + back - remaining).clamp(min=1)
+        if config.causal:
+            count = counts
+        elif threshold is not None or entropy_bound is not None:
+            sure = torch.zeros_like(where)
+            if threshold is not None:
+                sure[a, w] = p_drawn > threshold
+            if entropy_bound is not None:
+                ascending, index = spread(where, entropy, torch.inf).sort(1)
+                sure |= torch.zeros_like(where).scatter_(1, index, (ascending.cumsum(1) - ascending <= entropy_bound) & ascending.isfinite())
+            score, count = score + 100 * sure, count.maximum(sure.sum(1))            # the sure ones first: no score is near 100
+        chosen = ranks(score)[a, w] < count[a]
+
+        draft, revealed, remasked = tokens.clone(), torch.zeros_like(masked), torch.zeros_like(masked)
+        if back.any():
+            doubt = torch.full(decided.shape, -torch.inf, dtype=torch.float64)       # Gumbel-top-k: without replacement, in proportion to 1 - confidence
+            for i, b in [(i, b) for i, b in enumerate(rows.tolist()) if back[i]]:
+                unsure = 1 - confidence[b, decided[i]].double()
+                doubt[i, decided[i]] = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, generators[b])
+            remasked[rows] = (ranks(doubt) < back[:, None]) & decided
+            tokens[remasked] = config.mask_id
+        draft[row, column], confidence[row, column] = top_ids[:, 0], chances[:, 0]
+        here = row[chosen], column[chosen]
+        tokens[here], confidence[here], revealed[here] = drawn[chosen], p_drawn[chosen], True
+        choices, likelihoods = torch.zeros(B, T, alternatives, dtype=torch.long), torch.zeros(B, T, alternatives)
+        choices[row, column], likelihoods[row, column] = top_ids[:, :alternatives], chances[:, :alternatives]
+        yield Step(done, max(calls), tokens.clone(), revealed, remasked, draft, confidence.clone(), choices, likelihoods)
 
 
-def mask_schedule(todo: Tensor, step: int, steps: int, schedule: str) -> Tensor:
-    """How many of todo (B,) masks remain after `step` of `steps`: a straight line, or MaskGIT's cosine (2202.04200, sec. 3.3), which decides few tokens first."""
-    left = 1 - step / steps if schedule == "linear" else math.cos(math.pi / 2 * step / steps)
-    return (todo * left + 1e-6).floor().long()
+def plan_blocks(masked: Tensor, context: int, block_size: int | None) -> list[tuple[int, int, int, int]]:
+    """(start, stop, left, masks) of the blocks in which a row is filled: block_size columns from the first mask of (T,) bool not in a
+    block yet, all that is left if the row fits the context, else half a context. The network reads `context` columns from `left`."""
+    length = len(masked)
+    size = block_size or (length if length <= context else max(context // 2, 1))
+    todo, blocks = masked.nonzero()[:, 0].tolist(), []
+    while todo:
+        start, stop = todo[0], todo[0] + size
+        inside = bisect_left(todo, stop)
+        ahead = (context - size) // 2                                                # worth reading only where it is not all masks
+        right = min(length, stop + ahead if not masked[stop:stop + ahead].all() else stop)
+        blocks.append((start, stop, max(0, right - context), inside))
+        todo = todo[inside:]
+    return blocks
+
+
+def mask_schedule(masks: Tensor, step: Tensor, steps: Tensor, schedule: str) -> Tensor:
+    """How many of `masks` remain after `step` of `steps`, (B,) each: a straight line, or MaskGIT's cosine (2202.04200, sec. 3.3), which decides few tokens first."""
+    done = step.double() / steps
+    return (masks * (1 - done if schedule == "linear" else (math.pi / 2 * done).cos()) + 1e-6).floor().long()
+
+
+def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) -> Tensor:
+    """Which of K candidates, likeliest first, is drawn at each of M positions: (M,) int64. log_p and Gumbel `noise` are (M, K).
+
+    Temperature first, then top-p; the candidate that crosses top_p stays. Gumbel-max in float64, see `gumbel`; temperature 0 takes the first.
+    """
+    if temperature == 0:
+        return torch.zeros(len(log_p), dtype=torch.long)
+    scaled = log_p.double() / temperature
+    p = scaled.softmax(1)
+    return (scaled.masked_fill(p.cumsum(1) - p >= top_p, -torch.inf) + noise).argmax(1)
 
 
 def gumbel(shape, generator: torch.Generator) -> Tensor:
@@ -413,26 +455,22 @@ def gumbel(shape, generator: torch.Generator) -> Tensor:
     return -(-u.log()).log()
 
 
-def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float, n_text: int) -> Tensor:
-    """logits (M, n_text) of positions in rows `row` (M,), those of tokens already in the row made smaller by the factor `penalty`."""
-    if penalty == 1.0:
+def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+    """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T); those of tokens already in the row made smaller by the factor `penalty`."""
+    if penalty == 1:
         return logits
-    seen = torch.zeros(len(tokens), tokens.max() + n_text + 1, dtype=torch.bool).scatter_(1, tokens, True)[:, :n_text]
-    return torch.where(seen[row], torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    seen = torch.zeros(len(tokens), logits.shape[1] + SPECIALS, dtype=torch.bool).scatter_(1, tokens, True)[:, :-SPECIALS]
+    return torch.where(seen[row].to(logits.device), torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def draw(logits: Tensor, temperature: float, top_k: int, top_p: float, row: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Draw a token for each of M positions from logits (M, n_text): temperature, then top-k, then top-p. Returns (M,) int64.
+def spread(where: Tensor, values: Tensor, empty: float) -> Tensor:
+    """values (M,) at the places of where (A, W) bool, `empty` elsewhere: (A, W) float64."""
+    return torch.full(where.shape, empty, dtype=torch.float64).masked_scatter(where, values.double())
 
-    Gumbel-max in float64; positions of a row draw from that row's generator, in order.
-    """
-    if temperature == 0:
-        return logits.argmax(1)
-    values, ids = (logits.double() / temperature).topk(min(top_k or logits.shape[1], logits.shape[1]))
-    p = values.softmax(1)
-    values = values.masked_fill(p.cumsum(1) - p >= top_p, -torch.inf)                # the token that crosses top_p stays
-    noise = torch.cat([gumbel((int((row == b).sum()), values.shape[1]), g) for b, g in enumerate(generators)])
-    return ids.gather(1, (values + noise).argmax(1, keepdim=True))[:, 0]
+
+def ranks(score: Tensor) -> Tensor:
+    """Each entry's place in its row of (A, W), 0 for the highest; ties go to the left."""
+    return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
 # ------------------------------------------------------------------------------------------------ sizes

@@ -110,13 +110,10 @@ def stream(model: DiffusionModel, rows: list[Tensor], seeds: list[int], **settin
 
     A row's text depends on its seed and the settings (denoise's keyword arguments), not on its batch. Errors as in denoise.
     """
-    context = model.config.block_size
-    todo = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    todo = sorted(range(len(rows)), key=lambda i: len(rows[i]))                     # alike lengths together: little padding
     while todo:
-        longest = len(rows[todo[-1]])
-        size = max(1, BATCH_TOKENS // max(longest, 1))
-        batch = [i for i in todo[-size:] if (len(rows[i]) > context) == (longest > context)]
-        todo = todo[:-len(batch)]
+        size = max(1, BATCH_TOKENS // max(1, len(rows[todo[-1]])))
+        batch, todo = todo[-size:], todo[:-size]
         for step in denoise(model, pad([rows[i] for i in batch], model.config.pad_id), [seeds[i] for i in batch], **settings):
             yield batch, step
 
