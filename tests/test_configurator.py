@@ -1,0 +1,97 @@
+"""Knobs from config files and the command line, as a user meets them: a real script in a real process."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = '''"""A script."""
+import json
+import sys
+from configurator import configure
+name = "x"               # a text
+# how many
+count = 3
+rate = 0.5
+flag = False
+top_k: int | None = 20
+size: int | str = 8
+stages = [{"epochs": 75.0, "window": [0.1, 0.2], "data": "a"}, {"epochs": 1.0, "window": [0.3, 0.4], "data": "b"}]
+book = ""
+def main():
+    print(json.dumps(configure(globals(), positional="book")))
+main()
+'''
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def run(*arguments, **files):
+        for stem, text in files.items():
+            (tmp_path / f"{stem}.py").write_text(text)
+        done = subprocess.run([sys.executable, "script.py", *arguments], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+        return json.loads(done.stdout) if done.returncode == 0 and done.stdout.startswith("{") else done
+    return run
+
+
+def refused(done, *words):
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_values(run):
+    got = run("a book.txt", "--name=a=b", "--count=4", "--rate=1", "--flag", "--top_k=None", "--size=auto", "--stages[0].epochs=100", "--stages.1.window[0]=0.35", "--stages[1].data=7")
+    assert got == {"name": "a=b", "count": 4, "rate": 1.0, "flag": True, "top_k": None, "size": "auto", "book": "a book.txt",
+                   "stages": [{"epochs": 100.0, "window": [0.1, 0.2], "data": "a"}, {"epochs": 1.0, "window": [0.35, 0.4], "data": "7"}]}
+
+
+def test_files_compose_in_order_and_arguments_win(run):
+    got = run("one.py", "two.py", "--rate=.25", one="import math\ncount = 10\n_half = count // 2\nrate = 1", two="count = count + 1\nstages[0]['epochs'] = 2")
+    assert got["count"] == 11 and got["rate"] == 0.25 and got["stages"][0]["epochs"] == 2.0
+
+
+def test_a_stage_may_leave_keys_out(run):
+    got = run("one.py", one="stages = [{'epochs': 3, 'window': (0.0, 1.0)}]")
+    assert got["stages"] == [{"epochs": 3.0, "window": [0.0, 1.0], "data": "a"}]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--cuont=3"], ["cuont", "did you mean 'count'"]),
+    (["--stages[0].epoch=3"], ["epoch", "did you mean 'epochs'"]),
+    (["--stages[5].epochs=3"], ["5"]),
+    (["--count=three"], ["count", "int", "'three'"]),
+    (["--count=1.5"], ["int", "1.5"]),
+    (["--flag=1"], ["bool"]),
+    (["--count"], ["count", "int"]),
+    (["--top_k=x"], ["int or None"]),
+    (["--stages[0].window=3"], ["list"]),
+    (["missing.py"], ["missing.py"]),
+    (["bad.py"], ["bad.py", "line 2", "ZeroDivisionError"]),
+    (["typo.py"], ["typo.py", "'cuont'", "did you mean 'count'"]),
+    (["syntax.py"], ["syntax.py", "line 1", "SyntaxError"]),
+    (["stage.py"], ["unknown key 'epoks'", "epochs"]),
+])
+def test_errors_are_one_line_and_status_2(run, arguments, words):
+    refused(run(*arguments, bad="count = 1\nrate = 1 / 0", typo="cuont = 1", syntax="count = = 2", stage="stages = [{'epoks': 1}]"), *words)
+
+
+def test_help_prints_every_knob_its_value_and_its_comment(run):
+    text = run("--count=9", "--help").stdout
+    assert "A script." in text and "--name='x'\n        a text" in text and "--count=9\n        how many" in text and "--book=''" in text
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py") if "configure(globals()" in path.read_text(encoding="utf-8")))
+def test_every_script_explains_every_knob(script):
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    knobs = [i for i, line in enumerate(lines) if line.startswith("  --")]
+    assert done.returncode == 0 and len(knobs) > 5
+    assert all(i + 1 < len(lines) and lines[i + 1].startswith("        ") for i in knobs), "a knob has no comment"
+
+
+def test_a_script_that_takes_no_file_says_so():
+    refused(subprocess.run([sys.executable, ROOT / "train.py", "book.txt"], capture_output=True, text=True), "book.txt", "--key=value")
