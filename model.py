@@ -493,27 +493,36 @@ def training_flops(config: Config, tokens: int, predicted: int, length: int) -> 
     return tokens * (6 * (parts["attention"] + parts["mlp"]) + attention) + predicted * 6 * config.n_text * config.n_embd
 
 
+def layer_bytes(config: Config, bytes_per_value: int, checkpointing: bool = False) -> int:
+    """Bytes per token that backward keeps of one layer: with gradient checkpointing its input alone."""
+    d, h, half = config.n_embd, config.mlp_width, bytes_per_value
+    if checkpointing:
+        return 4 * d
+    residuals = 2 * 4 * d                                                            # the inputs of both norms
+    normalised = 2 * half * d                                                        # the inputs of qkv and gate_up
+    attention = half * (3 * d + 2 * d + d)                                           # qkv, q and k normed and turned, what attention gives
+    norms = 2 * 4 * d if half == 2 else 0                                            # q and k in float32 for their norm
+    swiglu = half * 4 * h                                                            # gate and up, silu(gate), the product
+    dropout = 2 * d if config.dropout else 0
+    return residuals + normalised + attention + norms + swiglu + dropout
+
+
 def estimate_memory(config: Config, batch_size: int, length: int | None = None, bytes_per_value: int = 2, checkpointing: bool = False,
                     ema: bool = False) -> dict:
-    """Peak GPU memory in GB (1e9 bytes) of training (AdamW in float32, activations of bytes_per_value) and of sampling one text.
+    """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of `length` tokens, and of sampling one such row.
 
-    Counts weights, gradients, two moments, the 16-bit copies that autocast keeps, what backward needs of each layer, and the logits. The driver's own few hundred MB come on top.
+    Counts float32 weights, gradients and two moments, the 16-bit copies that autocast keeps, what backward needs of each layer, and the
+    logits. A GPU's driver takes some hundred MB on top, which fits_8gb_gpu leaves room for.
     """
-    d, h, T, half = config.n_embd, config.mlp_width, length or config.block_size, bytes_per_value
-    total = count_parameters(config)["total"]
-    states = total * (16 + (4 if ema else 0) + (2 if half == 2 else 0))
-    cast = half if half == 2 else 0                                                  # autocast's copy of a normalised input
-    # per token and layer: two residuals and normalised inputs, q k v and their rotated copies, attention's output, gate, up, silu and product
-    layer = 2 * 4 * d + 2 * (cast or 4) * d + 5 * half * d + 2 * half * d + 4 * half * h
-    if config.dropout:
-        layer += 2 * d
-    tokens = batch_size * T
-    kept = config.n_layer * 4 * d + layer if checkpointing else config.n_layer * layer
-    predicted = tokens if config.causal else tokens // 2 + T                         # masks: half on average, and a row's spread
-    logits = predicted * config.n_text * (half + 8)                                  # logits, their float32 copy, its gradient
-    training = states + tokens * (kept + 8 * d) + logits
-    inference = total * 4 + T * (layer + 4 * config.n_text * 3)
-    return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.5e9}
+    d, tokens = config.n_embd, batch_size * (length or config.block_size)
+    total, layer = count_parameters(config)["total"], layer_bytes(config, bytes_per_value)
+    states = total * (16 + (4 if ema else 0) + (2 if bytes_per_value == 2 else 0))
+    layers = config.n_layer * layer_bytes(config, bytes_per_value, checkpointing) + (layer if checkpointing else 0)
+    predicted = tokens if config.causal else tokens // 2                             # half of the tokens are masked on average
+    logits = predicted * config.n_text * (bytes_per_value + 8)                       # the logits, their float32 copy, its gradient
+    training = states + tokens * (layers + 8 * d) + logits
+    inference = total * 4 + (length or config.block_size) * (layer + 12 * config.n_text)
+    return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints
