@@ -257,8 +257,8 @@ def decode(raw, path):
                     fail(f"{path} begins as UTF-16 but is damaged at byte {error.start}: save it as UTF-8")
     if raw.startswith(b"%PDF"):
         fail(f"{path} is a PDF: convert it to .txt or .epub first")
-    for name, zeros in (("UTF-16-LE", raw[1::2]), ("UTF-16-BE", raw[::2])):     # European text without a byte order mark
-        if len(raw) % 2 == 0 and zeros.count(0) > len(raw) * 0.35:
+    for name, half, other in (("UTF-16-LE", raw[1::2], raw[::2]), ("UTF-16-BE", raw[::2], raw[1::2])):     # without a byte order mark
+        if half.count(0) > 0.7 * len(half) and not other.count(0):
             with contextlib.suppress(UnicodeDecodeError):
                 return raw.decode(name), name
     if b"\0" in raw or sum(raw.count(c) for c in range(32) if c not in b"\t\n\v\f\r\x1a\x1b") > len(raw) / 100:
@@ -366,7 +366,7 @@ def download(url, phases):
         part.replace(path)
         source.write_text(url, encoding="utf-8")
     except (URLError, OSError, ValueError) as error:
-        fail(f"{url} cannot be downloaded: {getattr(error, 'reason', error)}")
+        fail(f"{url} cannot be downloaded: {str(error).strip('<>')}")
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -473,9 +473,9 @@ def _is_heading(paragraph, gap, after_heading):
         return True
     if len(paragraph) > 80 or paragraph.count("\n") > 1:
         return False
-    if HEADING.match(paragraph) and (gap > 1 or len(paragraph) < 40):
+    if HEADING.match(paragraph) and (gap > 1 or len(paragraph) < 40) or gap > 1 and paragraph.isupper():
         return True
-    return gap > 1 and paragraph.isupper() or not SENTENCE_END.search(paragraph) and (gap > 1 or after_heading or paragraph.isupper())
+    return not SENTENCE_END.search(paragraph) and (paragraph.isupper() or "\n" not in paragraph and (gap > 1 or after_heading))
 
 
 def _without_contents(blocks):
@@ -486,7 +486,7 @@ def _without_contents(blocks):
             inside, seen = True, set()
             continue
         if inside:
-            entries = [" ".join(re.findall(r"\w+", re.sub(r"(\.|\s)\s*(\d+|[ivxlc]+)\s*$", "", line).casefold())) or line for line in block]
+            entries = [" ".join(re.findall(r"\w+", re.sub(r"[\s.]{3,}(\d+|[ivxlc]+)\s*$", "", line).casefold())) or line for line in block]
             alike = all(len(line.strip()) <= 90 and (HEADING.match(line.strip()) or not SENTENCE_END.search(line.strip())) for line in block)
             if alike and entries[0] not in seen:
                 seen.update(entries)
@@ -772,43 +772,39 @@ def relax(select, needed):
         examples = select(shift)
         if len(examples) >= needed or examples and shift + 0.05 > max_relaxation:
             break
-    if not examples:
-        fail(f"no sentence or pair of sentences fits into block_size={block_size} tokens: raise --block_size")
     return examples, shift, max(0, needed - len(examples))
 
 
 def choose_stages(sentences, scores, roles, separator):
-    """The examples of stages I and II, and how they were chosen: ([ids, ...], [ids, ...], {"1": record, "2": record})."""
+    """The examples of stages I and II, and how they were chosen: ([ids, ...], [ids, ...], {"1": record, "2": record}). A sentence
+    longer than block_size loses its end; a longer pair keeps what is next to the [SEP]."""
     train = np.array([piece.split == "train" for piece in sentences])
     complexity, centrality, words = (scores[name] for name in ("syntactic_complexity", "thematic_centrality", "words"))
-    sizes = np.array([len(piece.ids) for piece in sentences])
-    needed = math.ceil(min_stage_share * train.sum())
+    needed = max(1, math.ceil(min_stage_share * train.sum()))
+    tiers = linked_pairs(sentences, roles)
+    pairs_of = {}
 
     def percentile(values, q):
         return float(np.quantile(values[train], min(1, max(0, q))))
 
     def simple_and_typical(shift):
-        fits = train & (sizes <= block_size) & (complexity <= percentile(complexity, stage1_complexity + shift))
+        fits = train & (complexity <= percentile(complexity, stage1_complexity + shift))
         fits &= centrality >= percentile(centrality, stage1_centrality - shift)
-        if shift <= max_relaxation:             # beyond it anything will do
+        if shift <= max_relaxation:             # beyond it any length will do
             fits &= (words >= stage1_min_words) & (words <= stage1_max_words)
         return np.flatnonzero(fits).tolist()
 
-    tiers = linked_pairs(sentences, roles)
-    used = {}
-
     def linked(shift):
         limit, pairs = percentile(complexity, stage2_complexity + shift), []
-        used.clear()
+        pairs_of.clear()
         for name, tier in tiers.items():
-            more = [(i, j) for i, j in tier if max(complexity[i], complexity[j]) <= limit and sizes[i] + sizes[j] < block_size]
-            more = sorted(set(more) - set(pairs))
+            if len(pairs) >= needed:
+                break
+            more = sorted({(i, j) for i, j in tier if max(complexity[i], complexity[j]) <= limit} - set(pairs))
             if pairs:                           # of the second best only what is lacking, from all over the book
                 more = more[::max(1, len(more) // (needed - len(pairs)))][:needed - len(pairs)]
             pairs += more
-            used.update({name: len(more)} if more else {})
-            if len(pairs) >= needed:
-                break
+            pairs_of[name] = len(more)
         return sorted(pairs)
 
     ones, shift1, repeats1 = relax(simple_and_typical, needed)
@@ -817,14 +813,19 @@ def choose_stages(sentences, scores, roles, separator):
         sentences[i].stages.add(1)
     for i in {i for pair in pairs for i in pair}:
         sentences[i].stages.add(2)
-    ones += [ones[k % len(ones)] for k in range(repeats1)]
-    pairs += [pairs[k % len(pairs)] for k in range(repeats2)]
-    too_long = int((sizes[train] > block_size).sum())
-    return ([sentences[i].ids for i in ones], [[*sentences[i].ids, separator, *sentences[j].ids] for i, j in pairs], {
-        "1": {"max_complexity": percentile(complexity, stage1_complexity + shift1), "min_centrality": percentile(centrality, stage1_centrality - shift1),
-              "relaxed_by": shift1, "repeated_examples": repeats1, "sentences_too_long": too_long},
-        "2": {"max_complexity": percentile(complexity, stage2_complexity + shift2), "relaxed_by": shift2, "repeated_examples": repeats2,
-              "pairs_of": used}})
+    singles = [sentences[i].ids[:block_size] for i in ones]
+    joined = []
+    for first, second in ((sentences[i].ids, sentences[j].ids) for i, j in pairs):
+        room = max(block_size - 1 - len(second), (block_size - 1) // 2)         # at least half for the first
+        first = first[-room:]
+        joined.append([*first, separator, *second[:block_size - 1 - len(first)]])
+    record1 = {"max_complexity": percentile(complexity, stage1_complexity + shift1), "min_centrality": percentile(centrality, stage1_centrality - shift1),
+               "relaxed_by": shift1, "repeated_examples": repeats1, "truncated": sum(len(sentences[i].ids) > block_size for i in ones)}
+    record2 = {"max_complexity": percentile(complexity, stage2_complexity + shift2), "pairs_of": pairs_of, "relaxed_by": shift2,
+               "repeated_examples": repeats2, "truncated": sum(len(sentences[i].ids) + len(sentences[j].ids) >= block_size for i, j in pairs)}
+    singles += [singles[k % len(singles)] for k in range(repeats1)]
+    joined += [joined[k % len(joined)] for k in range(repeats2)]
+    return singles, joined, {"1": record1, "2": record2}
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
@@ -878,7 +879,7 @@ def advice(statistics):
         result.append(f"Only {splits['train']['tokens']:,} tokens to train on: a model will soon recite them. Use a longer book "
                       "(60,000 words are comfortable), or a small model, dropout and few epochs.")
     for name, wanted in (("val", val_share), ("test", test_share)):
-        if splits[name]["tokens"] < 1000:
+        if splits[name]["tokens"] < 500:
             result.append(f"Only {splits[name]['tokens']:,} tokens in {name}: figures measured on them are rough. Raise --{name}_share.")
         if not wanted / 2 < splits[name]["share"] < 2 * wanted:
             result.append(f"{name} holds {splits[name]['share']:.0%} of the text, not {wanted:.0%}, for its paragraphs are very long or few. Try another --seed.")
@@ -1039,7 +1040,7 @@ def prepare(settings, phases):
             name: [w for s, run in tiles if s == name_of for w in run] for name, name_of in (("stage3_train", "train"), ("val", "val"), ("test", "test"))}
         for piece in sentences:
             piece.stages |= {3} if piece.split == "train" else set()
-        chosen["3"] = {"sentences_cut": sum(len(piece.ids) > block_size for piece in pieces if piece.split == "train")}
+        chosen["3"] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if piece.split == "train")}
     with phases.phase("checking and writing"):
         splits, stages, overlap = describe(streams, [[i for w in run for i in w] for s, run in tiles if s == "train"], sentences, chosen, tok)
         size, pieces_tokens, full_tokens = len(text.encode()), sum(len(p.ids) for p in pieces), sum(map(len, full))
