@@ -303,7 +303,8 @@ class Step(NamedTuple):
 @torch.no_grad()
 def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], *, steps: int = 25, order: str = "margin", schedule: str = "linear",
             threshold: float | None = None, entropy_bound: float | None = None, temperature: float = 0.6, top_k: int = 20, top_p: float = 0.85,
-            repetition_penalty: float = 1.0, remask: float = 0.0, block_size: int | None = None, alternatives: int = 5) -> Iterator[Step]:
+            repetition_penalty: float = 1.0, remask: float = 0.0, block_size: int | None = None, alternatives: int = 5,
+            bar: tuple[Tensor, Tensor] | None = None) -> Iterator[Step]:
     """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network; everything else stays as it is.
 
     The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2) with the positions to decide chosen by `order` instead of at random: the
@@ -318,6 +319,7 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], *, steps: i
     Rows longer than the model's context, or any row if `block_size` is given, are filled left to right in blocks of that many
     positions, each with `steps` of its own. The causal twin fills one position a step, left to right, and has no use for the settings of order and budget.
 
+    `bar` is (where (B, T), tokens (n_text,)), both bool: where the first holds, tokens of the second are never drawn.
     Rows may be padded with [PAD] on the right; seeds (B,): a row's text depends on its own seed and not on the rows beside it.
     Leaves the model in eval mode. ValueError for impossible settings.
     """
@@ -366,6 +368,8 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], *, steps: i
         a, w = where.nonzero(as_tuple=True)                                          # (M,) positions that it decides about, row by row
         row, column, counts = rows[a], window[a, w], where.sum(1)
         logits = model(tokens[rows[:, None], window].to(model.device), where.to(model.device)).float()
+        if bar is not None:
+            logits[(bar[0][row, column][:, None] & bar[1]).to(logits.device)] = -torch.inf
         log_p = penalise(logits, row, tokens, repetition_penalty).log_softmax(1)     # (M, n_text)
         top_log_p, top_ids = (x.cpu() for x in log_p.topk(kept))
         own = [(generators[b], n) for b, n in zip(rows.tolist(), counts.tolist())]   # a row's generator, and how many positions it serves
@@ -378,7 +382,7 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], *, steps: i
         tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
         score = {"margin": chances[:, 0] - chances[:, 1], "confidence": p_drawn, "random": torch.zeros(len(a))}.get(order)
         if order == "entropy" or entropy_bound is not None:
-            entropy = -(log_p.exp() * log_p).sum(1).cpu() - tie
+            entropy = torch.special.entr(log_p.exp()).sum(1).cpu() - tie
         score = spread(where, -entropy if order == "entropy" else score + tie, -torch.inf)
         remaining = mask_schedule(masks[rows], step[rows], n_steps, schedule)        # (A,) masks to be left after this step
         back = torch.zeros_like(remaining)                                           # (A,) how many are taken back in exchange for others
