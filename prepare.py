@@ -182,41 +182,42 @@ def book_vocabulary(texts, size):
     from tiktoken_ext.openai_public import r50k_pat_str
     pattern = regex.compile(r50k_pat_str)
     counts = Counter(word for text in texts for word in pattern.findall(text))
-    words = [(list(word.encode()), count) for word, count in counts.items()]
+    words = [list(word.encode()) for word in counts]
+    counts = list(counts.values())
     tokens = [bytes([b]) for b in range(256)]
-    pairs, places = Counter(), defaultdict(set)
-    for number, (word, count) in enumerate(words):
-        for pair in pairwise(word):
-            pairs[pair] += count
+    pairs, places = Counter(), defaultdict(set)         # pair of ids -> occurrences, and the words it occurs in
+
+    def tally(number, sign):
+        for pair in pairwise(words[number]):
+            pairs[pair] += sign * counts[number]
             places[pair].add(number)
+
+    for number in range(len(words)):
+        tally(number, 1)
     heap = [(-count, pair) for pair, count in pairs.items()]
     heapq.heapify(heap)
     while heap and len(tokens) < size:
         count, pair = heapq.heappop(heap)
-        if -count != pairs[pair]:               # outdated: the pair has since lost occurrences to other merges
-            if pairs[pair] > 1:
-                heapq.heappush(heap, (-pairs[pair], pair))
-            continue
-        if -count < 2:
+        if -count > pairs[pair]:                # it has since lost occurrences to other merges
+            heapq.heappush(heap, (-pairs[pair], pair))
+        elif count > -2:
             break
-        changed = set()
-        for number in places.pop(pair):
-            word, count = words[number]
-            merged, i = [], 0
-            while i < len(word):
-                whole = tuple(word[i:i + 2]) == pair
-                merged.append(len(tokens) if whole else word[i])
-                i += 2 if whole else 1
-            for old in pairwise(word):
-                pairs[old] -= count
-            for new in pairwise(merged):
-                pairs[new] += count
-                places[new].add(number)
-                changed.add(new)
-            words[number] = (merged, count)
-        for new in changed:
-            heapq.heappush(heap, (-pairs[new], new))
-        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        else:
+            changed = set()
+            for number in places.pop(pair):
+                tally(number, -1)
+                word, words[number] = iter([*words[number], None]), []
+                last = next(word)
+                for i in word:
+                    if (last, i) == pair:
+                        last, i = len(tokens), next(word)
+                    words[number].append(last)
+                    last = i
+                tally(number, 1)
+                changed.update(pairwise(words[number]))
+            for new in changed:
+                heapq.heappush(heap, (-pairs[new], new))
+            tokens.append(tokens[pair[0]] + tokens[pair[1]])
     return tokens
 
 
@@ -302,7 +303,7 @@ def read_epub(raw, path):
             spine = [items[entry.get("idref")] for entry in root.iterfind("{*}spine/{*}itemref") if entry.get("linear") != "no"]
             chapters = [posixpath.join(posixpath.dirname(package), item.get("href")) for item in spine
                         if "nav" not in (item.get("properties") or "").split()]
-            return "\n\n\n\n".join(html_text(decode(member(chapter), chapter)[0]) for chapter in chapters)
+            return "\n\n\n\n".join(html_text(decode(member(chapter), f"{path}, {chapter},")[0]) for chapter in chapters)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, AttributeError, TypeError, ValueError, LookupError,
             ElementTree.ParseError, RuntimeError, NotImplementedError, OSError) as error:    # whatever a damaged archive raises
         fail(f"{path} is not a readable epub ({error}): it may be damaged, encrypted or another kind of archive")
@@ -341,7 +342,7 @@ def html_text(markup):
 
 def download(url, phases):
     """Fetch a book once, to data/; later calls with the same address return the same path without a connection."""
-    from urllib.error import URLError
+    from http.client import HTTPException
     from urllib.request import Request, urlopen
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
     path = Path("data") / (name if "." in name else name + ".txt")
@@ -365,7 +366,7 @@ def download(url, phases):
                     fail(f"{url} broke off after {file.tell()} of {size} bytes: try again")
         part.replace(path)
         source.write_text(url, encoding="utf-8")
-    except (URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         fail(f"{url} cannot be downloaded: {str(error).strip('<>')}")
     finally:
         part.unlink(missing_ok=True)
@@ -374,14 +375,14 @@ def download(url, phases):
 
 # ---- cleaning --------------------------------------------------------------------------------------------------------
 
-HEADING = re.compile(                                   # what chapters are called, with a number or without
+HEADING = re.compile(                                   # what chapters are called, and numbers that stand alone
     r"(chapter|letter|book|part|volume|vol|canto|act|scene|section|stave|chapitre|livre|partie|acte|kapitel|buch|teil|band|cap[ií]tulo|"
-    r"capitolo|libro|parte|hoofdstuk|глава|часть|том)\b\W{1,3}([IVXLCDM]+|\d+|[^\W\d_]+)\b|(prologue|epilogue|preface|foreword|introduction|"
-    r"afterword|appendix|finis|the end)\b|第.{1,9}[章回節节卷]|([IVXLCDM]+|\d+)\.?$", re.I)
+    r"capitolo|libro|parte|hoofdstuk|глава|часть|том)\W{1,3}((?-i:[IVXLCDM]+)\b|\d+|[^\W\d_]+$)|(prologue|epilogue|preface|foreword|"
+    r"introduction|afterword|appendix|finis|the end)\W?$|第.{1,9}[章回节節卷]|((?-i:[IVXLCDM]+)|\d+)\.?$", re.I)
 CONTENTS = re.compile(r"(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|table des mati[èe]res|[íi]ndice|sommaire|inhoud|"
                       r"содержание|оглавление|目录|目錄|目次", re.I)
 LIST_ITEM = re.compile(r"\s*([-*•–—]|\(?(\d{1,3}|[a-z]|[ivx]+)[.)])\s", re.I)
-SENTENCE_END = re.compile(r"[.!?…。！？؟۔।:]['\"’”»)\]」』]*$")
+SENTENCE_END = re.compile(r"[.!?…。！？؟۔।:]['\"’”»)\]」』—–-]*$")
 UNAMBIGUOUS_END = re.compile(r"[。！？｡؟۔।॥።]+[\"”’»)」』）]*\s*")     # full stops that mean nothing else in their script
 
 
@@ -593,7 +594,7 @@ def words_of(text):
 
 
 def is_english(words):
-    """Whether a text's words are English: a fifth of them are these eleven. list of words -> bool."""
+    """Whether a text's words are English: an eighth of them are these eleven. list of words -> bool."""
     common = {"the", "and", "of", "to", "a", "in", "that", "it", "is", "was", "he"}
     return sum(word in common for word in words) > 0.12 * len(words)
 
@@ -933,17 +934,22 @@ class Phases:
 def replacing(folder):
     """A new folder to fill, which takes the place of `folder` when the block ends well; otherwise what was there stays whole."""
     part, old = (folder.parent / f".{folder.name}.{word}" for word in ("part", "old"))
-    shutil.rmtree(part, ignore_errors=True)
+
+    def tidy():
+        if old.exists() and not folder.exists():        # a run was stopped between the two renames
+            old.rename(folder)
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    tidy()
     part.mkdir(parents=True)
     try:
         yield part
-        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        tidy()
 
 
 def write(folder, text, tok, streams, lines, statistics):
@@ -962,7 +968,7 @@ def report(statistics, seconds, folder):
     """Print what was made, as one table, and the warnings."""
     from rich.console import Console
     from rich.table import Table
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = Table(title=f"{folder}: {statistics['words']:,} words, {statistics['sentences']:,} sentences, {statistics['encoding']}", title_justify="left")
     table.add_column("")
     for name in ("examples", "tokens", "longest", "sentences", "of vocabulary"):
@@ -976,7 +982,7 @@ def report(statistics, seconds, folder):
     print(f"stage I: complexity up to {one['max_complexity']:.3f}, centrality from {one['min_centrality']:.4f}, relaxed by {one['relaxed_by']:.2f}, "
           f"{one['repeated_examples']} repeats")
     print(f"stage II: complexity up to {two['max_complexity']:.3f}, relaxed by {two['relaxed_by']:.2f}, {two['repeated_examples']} repeats, pairs of "
-          + ", ".join(f"{name} ({count:,})" for name, count in two["pairs_of"].items()))
+          + ", ".join(f"{name} ({count:,})" for name, count in two["pairs_of"].items() if count))
     print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save {vocabulary['parameters_saved'] / 1e6:.1f}M of {GPT2_SIZE * n_embd / 1e6:.1f}M "
           f"parameters at width {n_embd} and cost {vocabulary['extra_tokens']:+.1%} tokens")
     print(f"leaked into training: {sum(statistics['splits'][name]['leaked'] for name in ('val', 'test'))} held-out passages; repeated there by the book itself: "
