@@ -335,7 +335,8 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], *, steps: i
     model.eval()
     tokens = tokens.cpu().clone()
     B, T = tokens.shape
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    greedy = temperature == 0 and order != "random"                                  # the same text from every seed
+    generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
     given = tokens != config.mask_id
     confidence = given.float()
     candidates, alternatives = min(top_k or config.n_text, config.n_text), min(alternatives, config.n_text)
