@@ -670,8 +670,10 @@ def thematic_centrality(words, train):
 
 
 ROLES = {       # Toulmin's roles (1958) and English markers of them; the first of each pair counts double at a sentence's start
-    "claim": ("therefore|thus|hence|consequently|accordingly|so|it follows", "must|ought|should|i (?:believe|am (?:sure|certain|convinced|persuaded))|no doubt"),
-    "evidence": ("because|for|since|as|indeed|for example|for instance", "because|i (?:saw|found|heard|remember|perceived|discovered|observed)|in fact"),
+    "claim": ("therefore|thus|hence|consequently|accordingly|so|it follows",
+              "must|ought|should|i (?:believe|am (?:sure|certain|convinced|persuaded))|no doubt"),
+    "evidence": ("because|for|since|as|indeed|for example|for instance",
+                 "because|i (?:saw|found|heard|remember|perceived|discovered|observed)|in fact"),
     "warrant": ("if|whenever|whoever|when", "always|every|all (?:men|things)|generally|in general|never|as a rule|it is natural"),
     "qualifier": ("perhaps|possibly|probably|maybe", "perhaps|probably|possibly|almost|seems?|appear(?:s|ed)|might|i think"),
     "rebuttal": ("but|yet|however|although|though|unless|nevertheless|still|on the contrary", "however|unless|although|in spite of|notwithstanding"),
@@ -820,8 +822,8 @@ def choose_stages(sentences, scores, roles, separator):
         room = max(block_size - 1 - len(second), (block_size - 1) // 2)         # at least half for the first
         first = first[-room:]
         joined.append([*first, separator, *second[:block_size - 1 - len(first)]])
-    record1 = {"max_complexity": percentile(complexity, stage1_complexity + shift1), "min_centrality": percentile(centrality, stage1_centrality - shift1),
-               "relaxed_by": shift1, "repeated_examples": repeats1, "truncated": sum(len(sentences[i].ids) > block_size for i in ones)}
+    record1 = {"max_complexity": percentile(complexity, stage1_complexity + shift1),
+               "min_centrality": percentile(centrality, stage1_centrality - shift1), "relaxed_by": shift1, "repeated_examples": repeats1, "truncated": sum(len(sentences[i].ids) > block_size for i in ones)}
     record2 = {"max_complexity": percentile(complexity, stage2_complexity + shift2), "pairs_of": pairs_of, "relaxed_by": shift2,
                "repeated_examples": repeats2, "truncated": sum(len(sentences[i].ids) + len(sentences[j].ids) >= block_size for i, j in pairs)}
     singles += [singles[k % len(singles)] for k in range(repeats1)]
@@ -883,7 +885,8 @@ def advice(statistics):
         if splits[name]["tokens"] < 500:
             result.append(f"Only {splits[name]['tokens']:,} tokens in {name}: figures measured on them are rough. Raise --{name}_share.")
         if not wanted / 2 < splits[name]["share"] < 2 * wanted:
-            result.append(f"{name} holds {splits[name]['share']:.0%} of the text, not {wanted:.0%}, for its paragraphs are very long or few. Try another --seed.")
+            result.append(f"{name} holds {splits[name]['share']:.0%} of the text, not {wanted:.0%}, for its paragraphs are very long or few. "
+                          "Try another --seed.")
         if splits[name]["also_in_training_text"] > 0.1:
             result.append(f"{splits[name]['also_in_training_text']:.0%} of {name} is repeated word for word in the training text: "
                           "the book repeats itself, and its figures will flatter the model.")
@@ -969,7 +972,8 @@ def report(statistics, seconds, folder):
     from rich.console import Console
     from rich.table import Table
     console = Console(highlight=False, markup=False)
-    table = Table(title=f"{folder}: {statistics['words']:,} words, {statistics['sentences']:,} sentences, {statistics['encoding']}", title_justify="left")
+    table = Table(title_justify="left", title=f"{folder}: {statistics['words']:,} words, {statistics['sentences']:,} sentences, "
+                                              f"{statistics['encoding']}")
     table.add_column("")
     for name in ("examples", "tokens", "longest", "sentences", "of vocabulary"):
         table.add_column(name, justify="right")
@@ -983,10 +987,11 @@ def report(statistics, seconds, folder):
           f"{one['repeated_examples']} repeats")
     print(f"stage II: complexity up to {two['max_complexity']:.3f}, relaxed by {two['relaxed_by']:.2f}, {two['repeated_examples']} repeats, pairs of "
           + ", ".join(f"{name} ({count:,})" for name, count in two["pairs_of"].items() if count))
-    print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save {vocabulary['parameters_saved'] / 1e6:.1f}M of {GPT2_SIZE * n_embd / 1e6:.1f}M "
-          f"parameters at width {n_embd} and cost {vocabulary['extra_tokens']:+.1%} tokens")
-    print(f"leaked into training: {sum(statistics['splits'][name]['leaked'] for name in ('val', 'test'))} held-out passages; repeated there by the book itself: "
-          + ", ".join(f"{statistics['splits'][name]['also_in_training_text']:.1%} of {name}" for name in ("val", "test")))
+    print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save {vocabulary['parameters_saved'] / 1e6:.1f}M of "
+          f"{GPT2_SIZE * n_embd / 1e6:.1f}M parameters at width {n_embd} and cost {vocabulary['extra_tokens']:+.1%} tokens")
+    val, test = (statistics["splits"][name] for name in ("val", "test"))
+    print(f"leaked into training: {val['leaked'] + test['leaked']} held-out passages; repeated there by the book itself: "
+          f"{val['also_in_training_text']:.1%} of val, {test['also_in_training_text']:.1%} of test")
     print(f"{sum(seconds.values()):.1f} s: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     for warning in statistics["warnings"]:
         console.print(f"Warning: {warning}", style="yellow")
@@ -996,7 +1001,8 @@ def settings_make_sense():
     """End in fail() where a knob has the right type and an impossible value."""
     for fine, message in (
             (16 <= block_size <= 65536, f"--block_size is a number of tokens from 16 to 65536, got {block_size}"),
-            (0 < val_share <= 0.25 and 0 < test_share <= 0.25, f"--val_share and --test_share lie over 0 and up to 0.25, got {val_share} and {test_share}"),
+            (0 < val_share <= 0.25, f"--val_share lies over 0 and up to 0.25, got {val_share}"),
+            (0 < test_share <= 0.25, f"--test_share lies over 0 and up to 0.25, got {test_share}"),
             (heldout_blocks >= 1, f"--heldout_blocks is at least 1, got {heldout_blocks}"),
             (tokenizer in ("gpt2", "book"), f"--tokenizer is gpt2 or book, got {tokenizer!r}"),
             (260 <= vocab_size <= 65535, f"--vocab_size lies between 260 and 65535, got {vocab_size}"),
@@ -1042,8 +1048,9 @@ def prepare(settings, phases):
         ones, pairs, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
         gap = tok.encode("\n") * 2              # GPT-2 reads the blank line between paragraphs as two tokens
         tiles = [(run[0].split, windows(run, gap)) for run in (list(run) for _, run in groupby(pieces, key=lambda piece: piece.run))]
-        streams = {"stage1_train": ones, "stage2_train": pairs} | {
-            name: [w for s, run in tiles if s == name_of for w in run] for name, name_of in (("stage3_train", "train"), ("val", "val"), ("test", "test"))}
+        streams = {"stage1_train": ones, "stage2_train": pairs, "stage3_train": [], "val": [], "test": []}
+        for where, run in tiles:
+            streams["stage3_train" if where == "train" else where] += run
         for piece in sentences:
             piece.stages |= {3} if piece.split == "train" else set()
         chosen["3"] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if piece.split == "train")}
@@ -1051,8 +1058,8 @@ def prepare(settings, phases):
         splits, stages, overlap = describe(streams, [[i for w in run for i in w] for s, run in tiles if s == "train"], sentences, chosen, tok)
         size, pieces_tokens, full_tokens = len(text.encode()), sum(len(p.ids) for p in pieces), sum(map(len, full))
         statistics = {
-            "book": folder.name, "encoding": encoding, "english": english, "characters": len(text), "bytes": size, "words": int(scores["words"].sum()),
-            "paragraphs": len(paragraphs), "headings": len(pieces) - len(sentences), "sentences": len(sentences), "splits": splits, "stages": stages,
+            "book": folder.name, "encoding": encoding, "english": english, "characters": len(text), "bytes": size,
+            "words": int(scores["words"].sum()), "paragraphs": len(paragraphs), "headings": len(pieces) - len(sentences), "sentences": len(sentences), "splits": splits, "stages": stages,
             "sentences_in_both_stages": overlap,
             "vocabulary": {"kind": tok.kind, "size": tok.vocab_size, "bytes_per_token": round(size / pieces_tokens, 3),
                            "extra_tokens": round(pieces_tokens / full_tokens - 1, 4), "parameters_saved": (GPT2_SIZE - tok.vocab_size) * n_embd},

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from configurator import assign, configure, fail
-from model import ORDERS, Config, DiffusionModel, Step, denoise, held_out_bound, load_model, pad
+from model import ORDERS, Config, DiffusionModel, Step, denoise, load_model, pad
 from prepare import Tokenizer
 
 out_dir = "out"                     # where train.py left its checkpoints
@@ -86,7 +86,7 @@ def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
 # its word, so a space that stands before a gap is left to the gap's first token: alone it would be a token that the model
 # has hardly ever seen. `texts` puts it back, so that fixed text comes back as it was given.
 
-def parse(template: str) -> list[str | int | None]:
+def parse_template(template: str) -> list[str | int | None]:
     """The parts of a template: two or more underscores are a gap, of the number of tokens in brackets behind them, else of None."""
     parts, end = [], 0
     for gap in re.finditer(r"__+(?:\((\d+)\))?", template):
@@ -148,7 +148,8 @@ def word_starts(tokenizer: Tokenizer, parts: list[str | int]) -> Tensor:
 
 def not_words(tokenizer: Tokenizer) -> Tensor:
     """(n_text,) bool: the tokens that are not a space with something behind it."""
-    return torch.tensor([not (token[:1] == b" " and token[1:].strip()) for token in tokenizer.tokens[:-3]])
+    result = torch.tensor([not (token[:1] == b" " and token[1:].strip()) for token in tokenizer.tokens[:-3]])
+    return result if not result.all() else torch.zeros_like(result)                 # a script without spaces
 
 
 def batches(model: DiffusionModel, rows: list[Tensor], seeds: list[int], bar: tuple[list[Tensor], Tensor] | None = None,
@@ -185,35 +186,40 @@ class Job(NamedTuple):
 
 
 def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list[str | int | None], seed: int, settings: dict) -> Job:
-    """The job of filling `parts`; gaps of None get the lengths that make the filled text likeliest, as bound per token (see held_out_bound)."""
+    """The job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose text is likeliest per token, as the model
+    saw it when it decided. (A likelihood of the whole text per token would favour long gaps: what the model writes is more probable than what people do.)"""
     try:
         prompt.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{prompt!r} is not UTF-8 text") from None
-    unknown = [i for i, part in enumerate(parts) if part is None]
+    tries, unknown = [parts], parts.count(None)
     if unknown:
-        if len(gap_lengths) ** len(unknown) <= TRIES:
-            lengths = list(itertools.product(gap_lengths, repeat=len(unknown)))
+        if len(gap_lengths) ** unknown <= TRIES:
+            lengths = list(itertools.product(gap_lengths, repeat=unknown))
         else:
             rng = random.Random(seed)
-            lengths = [rng.choices(gap_lengths, k=len(unknown)) for _ in range(TRIES)]
-        tries = []
-        for chosen in map(iter, lengths):
-            tries.append([next(chosen) if part is None else part for part in parts])
-        rows = [canvas(tokenizer, attempt, model.config) for attempt in tries]
-        if max(map(len, rows)) > model.config.block_size:
-            raise ValueError(f"a text longer than the model's context of {model.config.block_size} tokens needs its gaps' lengths, as in ____(5)")
-        bar = [word_starts(tokenizer, attempt) for attempt in tries], not_words(tokenizer)
-        filled = generate(model, rows, [seed] * len(rows), bar=bar, **settings)
-        nats = held_out_bound(model, filled, points=16).per_sequence / torch.tensor([len(row) for row in filled])
-        parts = tries[int(nats.argmin())]
-    return Job(prompt, parts, canvas(tokenizer, parts, model.config), seed)
+            lengths = [rng.choices(gap_lengths, k=unknown) for _ in range(TRIES)]
+        tries = [[next(chosen) if part is None else part for part in parts] for chosen in map(iter, lengths)]
+    jobs = [Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed) for attempt in tries]
+    if not unknown:
+        return jobs[0]
+    likelihood = [0.0] * len(jobs)
+    for batch, events in job_batches(model, tokenizer, jobs, settings):
+        for step in events:
+            for i, p in zip(batch, step.confidence.log()):
+                likelihood[i] = float(p[:len(jobs[i].row)][jobs[i].row == model.config.mask_id].mean())
+    return jobs[max(range(len(jobs)), key=likelihood.__getitem__)]
+
+
+def job_batches(model, tokenizer, jobs, settings):
+    """`batches` of jobs, where a gap after a space begins a word."""
+    bar = [word_starts(tokenizer, job.parts) for job in jobs], not_words(tokenizer)
+    return batches(model, [job.row for job in jobs], [job.seed for job in jobs], bar, **settings)
 
 
 def write(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], settings: dict, watch=None) -> Iterator[tuple[int, Tensor, dict]]:
     """Fill jobs in batches; yield (index, filled row, result as in --output) as they are done. watch(job, Step, seconds) sees a lone job's steps."""
-    bar = [word_starts(tokenizer, job.parts) for job in jobs], not_words(tokenizer)
-    for batch, events in batches(model, [job.row for job in jobs], [job.seed for job in jobs], bar, **settings):
+    for batch, events in job_batches(model, tokenizer, jobs, settings):
         filled, calls, seconds = [jobs[i].row for i in batch], [0] * len(batch), 0.0
         while True:
             begun = time.perf_counter()
@@ -407,29 +413,26 @@ def save(path: str, results: list[dict]) -> None:
     os.replace(aside, path)
 
 
-def measure(model, tokenizer, parts, knobs):
+def measure(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], settings: dict) -> None:
     """--benchmark: a table of speeds on stdout."""
     from rich.console import Console
     from rich.table import Table
     table = Table("order", "steps", "adaptive", "calls", "ms per call", "tokens/s", box=None)
-    base = {name: knobs[name] for name in SETTINGS}
-    runs = [{"order": order, "steps": n} for order in ORDERS for n in (8, knobs["steps"], 64)]
-    runs += [{"threshold": 0.9}, {"threshold": 0.5}, {"entropy_bound": 0.5}, {"entropy_bound": 2.0}]
-    jobs = [job_of(model, tokenizer, prompt, parts, seed + i, base) for i in range(num_samples)]
-    for run in [{"steps": 2}, *runs]:                                               # the first is a warm-up
-        results = [result for *_, result in write(model, tokenizer, jobs, base | run)]
+    runs = [{"order": order, "steps": n} for order in ORDERS for n in (8, 25, 64)]
+    runs += [{name: value} for name, value in (("threshold", 0.9), ("threshold", 0.5), ("entropy_bound", 0.5), ("entropy_bound", 2.0))]
+    list(write(model, tokenizer, jobs, settings | {"steps": 2}))                    # a warm-up
+    for run in runs:
+        used = settings | run
+        results = [result for *_, result in write(model, tokenizer, jobs, used)]
         seconds, calls = sum(r["seconds"] for r in results), max(r["steps"] for r in results)
-        if run is not runs[0] and run == {"steps": 2}:
-            continue
-        adaptive = next((f"{name} {run[name]}" for name in ("threshold", "entropy_bound") if name in run), "")
-        table.add_row(run.get("order", base["order"]), str(run.get("steps", base["steps"])), adaptive, str(calls), f"{1000 * seconds / calls:.1f}",
-                      f"{sum(r['tokens'] for r in results) / seconds:.0f}")
+        adaptive = next((f"{name} {run[name]}" for name in run if name in ("threshold", "entropy_bound")), "")
+        table.add_row(used["order"], str(used["steps"]), adaptive, str(calls), f"{1000 * seconds / calls:.1f}", f"{sum(r['tokens'] for r in results) / seconds:.0f}")
     Console(width=80).print(table)
 
 
 def parts_of(text: str, knobs: dict, gaps: bool) -> list[str | int | None]:
     """What is to be written for a text: its gaps, where `gaps` are looked for and it has any, else what follows it up to the suffix."""
-    parts = parse(text)
+    parts = parse_template(text)
     if gaps and any(not isinstance(part, str) for part in parts):
         return parts
     after = knobs["suffix"]
@@ -528,23 +531,27 @@ def command(line: str, model: DiffusionModel, tokenizer: Tokenizer, knobs: dict,
         print(result["text"], flush=True)
 
 
-def in_batches(model, tokenizer, knobs, console):
-    """--batch: results in the file's order, saved after each batch that is done."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-    lines = [line for line in Path(batch).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not lines:
-        fail(f"{batch} has no prompts in it")
-    settings = {name: knobs[name] for name in SETTINGS}
-    jobs = [job_of(model, tokenizer, line, parts_of(line, knobs, gaps=True), seed + i, settings) for line in lines for i in range(num_samples)]
+def write_all(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], knobs: dict, console) -> list[dict]:
+    """The results of all jobs, in order; `output` has those that are done, whenever it is read."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
     results = {}
-    with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("texts", total=len(jobs))
-        for i, _, result in write(model, tokenizer, jobs, settings):
-            results[i] = result
-            progress.advance(task)
-            if output:
-                save(output, [results[i] for i in sorted(results)])
-    return [results[i] for i in sorted(results)]
+
+    def keep(i, result):
+        results[i] = result
+        if output:
+            save(output, [results[i] for i in sorted(results)])
+
+    if animate or save_animation:
+        for i, job in enumerate(jobs):
+            keep(i, perform(model, tokenizer, job, knobs | {"save_animation": save_animation if i == 0 else ""}, console)[1])
+    else:
+        moving = console.is_terminal and not console.is_dumb_terminal and len(jobs) > 1
+        with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=not moving) as progress:
+            task = progress.add_task("texts", total=len(jobs))
+            for i, _, result in write(model, tokenizer, jobs, {name: knobs[name] for name in SETTINGS}):
+                keep(i, result)
+                progress.advance(task)
+    return [results[i] for i in range(len(jobs))]
 
 
 def say(message):
@@ -561,7 +568,7 @@ def main():
         fail("--template stands alone: put the prompt and the suffix into it")
     if bool(template) + bool(batch) + interactive + benchmark > 1:
         fail("only one of --template, --batch, --interactive and --benchmark can be done at a time")
-    if template and all(isinstance(part, str) for part in parse(template)):
+    if template and all(isinstance(part, str) for part in parse_template(template)):
         fail("--template has no gap: write ____ for one of any length, ____(12) for one of twelve tokens")
     if save_animation and not save_animation.endswith((".html", ".gif")):
         fail(f"--save_animation wants a name that ends in .html or .gif, got {save_animation}")
@@ -569,35 +576,27 @@ def main():
     console = Console(stderr=True, highlight=False)
     sys.stdout.reconfigure(errors="replace")                                        # a terminal that cannot show a character shows ?
     model, tokenizer, _ = load(checkpoint or os.path.join(out_dir, "best.pt"), device)
-    parts = parts_of(template or prompt, knobs, gaps=bool(template))
+    settings = {name: knobs[name] for name in SETTINGS}
     try:
+        asked = [line for line in Path(batch).read_text(encoding="utf-8-sig").splitlines() if line.strip()] if batch else [template or prompt]
         if output:
             save(output, [])                                                        # a path that cannot be written is known before the work
         if interactive:
             return converse(model, tokenizer, knobs, console)
+        jobs = [job_of(model, tokenizer, text, parts_of(text, knobs, gaps=bool(template or batch)), seed + i, settings) for text in asked for i in range(num_samples)]
         if benchmark:
-            return measure(model, tokenizer, parts, knobs)
-        if batch:
-            results = in_batches(model, tokenizer, knobs, console)
-        else:
-            settings = {name: knobs[name] for name in SETTINGS}
-            jobs = [job_of(model, tokenizer, template or prompt, parts, seed + i, settings) for i in range(num_samples)]
-            if animate or save_animation:
-                results = []
-                for job in jobs:
-                    results.append(perform(model, tokenizer, job, knobs | {"save_animation": save_animation if job is jobs[0] else ""}, console)[1])
-            else:
-                results = [result for _, _, result in sorted(write(model, tokenizer, jobs, settings), key=lambda done: done[0])]
-    except (ValueError, OSError) as error:
+            return measure(model, tokenizer, jobs, settings)
+        results = write_all(model, tokenizer, jobs, knobs, console)
+    except ValueError as error:
         fail(error)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
     for i, result in enumerate(results):
         if len(results) > 1:
             say(("\n" if i else "") + f"{result['prompt']!r}, seed {result['seed']}:")
         print(result["text"], flush=True)
     tokens, seconds = sum(r["tokens"] for r in results), sum(r["seconds"] for r in results)
-    say(f"{tokens} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):.0f} tokens/s), {max(r['steps'] for r in results)} steps")
-    if output:
-        save(output, results)
+    say(f"{tokens} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):.0f} tokens/s), {max((r['steps'] for r in results), default=0)} steps")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,229 @@
+"""Training as its user runs it: real processes on a real book, tiny models."""
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import model as m
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+QUICK = ["config/debug.py", "--tensorboard=False", "--sample_tokens=8", "--eval_points=1", "--n_embd=16", "--block_size=32", "--log_interval=1"]
+STAGES = [f"--stages[{i}].{key}={value}" for i in range(3) for key, value in (("epochs", 100), ("max_steps", 12))]
+
+
+def script(name, *arguments, cwd, **more):
+    arguments = [str(ROOT / a) if a.startswith("config/") else a for a in arguments]
+    return subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=cwd, capture_output=True, text=True, env=ENV, **more)
+
+
+def refused(done, *words):
+    assert done.returncode == 2 and done.stderr.strip().count("\n") == 0 and "Traceback" not in done.stderr, done
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("book")
+    done = script("prepare.py", str(ROOT / "book.txt"), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(prepared, tmp_path):
+    shutil.copytree(prepared / "data", tmp_path / "data")
+    return tmp_path
+
+
+def log_of(folder, out="out"):
+    return [json.loads(line) for line in (folder / out / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_whole_path_in_half_a_minute(folder):
+    """prepare, train, sample, each with no other flag than the preset: inside 30 seconds on two cores that have nothing else to do."""
+    began = time.time()
+    assert script("prepare.py", str(ROOT / "book.txt"), cwd=folder).returncode == 0
+    done = script("train.py", "config/test_integration.py", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    sampled = script("sample.py", "--prompt=The lamp", "--max_tokens=12", "--output=samples.json", cwd=folder)
+    seconds = time.time() - began
+    assert sampled.returncode == 0, sampled.stderr
+    print(f"the whole path took {seconds:.0f} s")
+    [sample] = json.loads((folder / "samples.json").read_text())
+    assert sampled.stdout.strip() == sample["text"].strip() and sample["text"].startswith("The lamp") and len(sample["completion"]) > 0
+    assert {"prompt", "text", "completion", "seed", "steps", "tokens", "seconds", "settings"} <= sample.keys()
+    out = folder / "out"
+    for name in ("latest.pt", "best.pt", "best_stage1.pt", "best_stage2.pt", "best_stage3.pt", "config.json", "log.jsonl", "curriculum_results.json", "samples.jsonl"):
+        assert (out / name).stat().st_size > 0, name
+    lines = log_of(folder)
+    steps = [line for line in lines if "loss" in line]
+    assert {"step", "epoch", "stage", "loss", "lr", "mask_rate", "tokens_per_second", "grad_norm", "memory_gb"} <= steps[0].keys()
+    bounds = [line["val_bits_per_byte"] for line in lines if "val_bits_per_byte" in line]
+    assert bounds[-1] < bounds[0] and m.load_checkpoint(str(out / "best.pt"))["training"]["val_bits_per_byte"] == min(bounds)
+    results = json.loads((out / "curriculum_results.json").read_text())
+    assert [r["stage"] for r in results] == [1, 2, 3] and [r["steps"] for r in results] == [20, 20, 60] and results[-1]["last_bound"] == bounds[-1]
+    for line in lines:                                               # each stage's masks lay in its window when it began
+        if line.get("event") == "stage":
+            low, high = [(0.75, 0.90), (0.40, 0.60), (0.05, 0.20)][line["stage"] - 1]
+            assert low <= line["mask_rate_low"] <= line["mask_rate_high"] <= high
+    assert any((out / "tensorboard").iterdir())
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("val_bits_per_byte")] == pytest.approx(bounds)
+
+
+def test_no_held_out_window_is_in_a_training_stream(prepared):
+    data = prepared / "data" / "book"
+    read = {name: np.fromfile(data / f"{name}.bin", "<u2").tolist() for name in ("stage1_train", "stage2_train", "stage3_train", "val", "test")}
+    windows = {name: {tuple(x[i:i + 8]) for i in range(len(x) - 7)} for name, x in read.items()}
+    text = windows["stage3_train"]                                   # all of the training text
+    for held_out in ("val", "test"):
+        assert len(windows[held_out]) > 500
+        for stage in ("stage1_train", "stage2_train"):
+            assert not (windows[held_out] & windows[stage]) - text
+
+
+def run_to_end(folder, out, *more, kills=()):
+    """Train to the end, SIGKILLed after each of the given seconds and resumed; returns the last checkpoint."""
+    arguments = [sys.executable, str(ROOT / "train.py"), str(ROOT / "config/debug.py"), *QUICK[1:], *STAGES, "--eval_interval=3", "--dropout=0.1", "--ema=0.9", f"--out_dir={out}", *more]
+    for seconds in kills:
+        resume = ["--resume"] if (folder / out / "latest.pt").exists() else []
+        process = subprocess.Popen(arguments + resume, cwd=folder, env=ENV, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    resume = ["--resume"] if (folder / out / "latest.pt").exists() else []
+    done = subprocess.run(arguments + resume, cwd=folder, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return m.load_checkpoint(str(folder / out / "latest.pt"))
+
+
+def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(folder):
+    began = time.time()
+    whole = run_to_end(folder, "whole")
+    span = time.time() - began
+    rng = random.Random(0)
+    killed = run_to_end(folder, "killed", kills=[rng.uniform(0.55, 1.0) * span for _ in range(5)])
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, killed["model"][name]), name
+    for name, tensor in whole["raw"].items():
+        assert torch.equal(tensor, killed["raw"][name]), name
+    drop = ("tokens_per_second", "memory_gb")
+    assert [{k: v for k, v in line.items() if k not in drop} for line in log_of(folder, "whole")] == [{k: v for k, v in line.items() if k not in drop} for line in log_of(folder, "killed")]
+    assert (folder / "whole/samples.jsonl").read_text() == (folder / "killed/samples.jsonl").read_text()
+
+
+def test_how_often_one_evaluates_changes_nothing(folder):
+    quiet = STAGES + ["--dropout=0.1"]
+    for out, interval in (("often", 2), ("seldom", 1000)):
+        assert script("train.py", *QUICK, *quiet, f"--eval_interval={interval}", f"--out_dir={out}", cwd=folder).returncode == 0
+    a, b = (m.load_checkpoint(str(folder / out / "latest.pt"))["model"] for out in ("often", "seldom"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_two_processes_train_like_one(folder):
+    one = script("train.py", *QUICK, *STAGES, "--out_dir=one", cwd=folder)
+    two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517", str(ROOT / "train.py"), str(ROOT / "config/debug.py"), *QUICK[1:], *STAGES,
+                          "--out_dir=two"], cwd=folder, env=ENV, capture_output=True, text=True)
+    assert one.returncode == 0 and two.returncode == 0, two.stderr
+    a, b = (m.load_checkpoint(str(folder / out / "latest.pt"))["model"] for out in ("one", "two"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_a_resumed_run_goes_on(folder, number):
+    arguments = [sys.executable, str(ROOT / "train.py"), str(ROOT / "config/debug.py"), *QUICK[1:], "--stages[0].epochs=10000", "--stages[0].max_steps=0", "--eval_interval=100000"]
+    process = subprocess.Popen(arguments, cwd=folder, env=ENV, stderr=subprocess.PIPE, text=True)
+    while not (folder / "out/log.jsonl").exists() or sum("loss" in line for line in log_of(folder)) < 3:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and "--resume" in errors and "Traceback" not in errors
+    saved = m.load_checkpoint(str(folder / "out/latest.pt"))
+    assert saved["progress"]["step"] >= 3
+    process = subprocess.Popen(arguments + ["--resume"], cwd=folder, env=ENV, stderr=subprocess.PIPE, text=True)
+    while sum("loss" in line for line in log_of(folder)) < saved["progress"]["step"] + 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder):
+    done = script("train.py", *QUICK, "--learning_rate=1e30", "--grad_clip=0", cwd=folder)
+    assert done.returncode == 2 and "without a finite loss" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_full_disk_ends_in_one_line_and_the_earlier_checkpoint_stands(folder):
+    assert script("train.py", *QUICK, cwd=folder).returncode == 0
+    before = (folder / "out/latest.pt").read_bytes()
+    done = script("train.py", *QUICK, *STAGES, "--n_embd=64", "--out_dir=out2", cwd=folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)))
+    assert done.returncode == 2 and "could not write" in done.stderr and "Traceback" not in done.stderr
+    assert not list((folder / "out2").glob("*.writing")) and (folder / "out/latest.pt").read_bytes() == before
+
+
+def test_resuming_something_else_is_refused_by_name(folder):
+    assert script("train.py", *QUICK, cwd=folder).returncode == 0
+    refused(script("train.py", *QUICK, "--resume", "--n_layer=3", cwd=folder), "n_layer=3", "n_layer=2")
+    refused(script("train.py", "--resume", "--out_dir=nothing", cwd=folder), "nothing/latest.pt")
+    (folder / "data/book/val.bin").write_bytes((folder / "data/book/test.bin").read_bytes())
+    (folder / "data/book/val.idx").write_bytes((folder / "data/book/test.idx").read_bytes())
+    refused(script("train.py", "--resume", cwd=folder), "data/book has changed", "val")
+    (folder / "out/latest.pt").write_bytes((folder / "out/latest.pt").read_bytes()[:-9000])
+    refused(script("train.py", "--resume", cwd=folder), "latest.pt", "best.pt")
+
+
+def test_an_earlier_run_is_moved_aside(folder):
+    for _ in range(2):
+        assert script("train.py", *QUICK, cwd=folder).returncode == 0
+    assert (folder / "out/previous/best.pt").exists() and len([x for x in log_of(folder) if x.get("event") == "stage"]) == 3
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--lerning_rate=1"], ["learning_rate"]), (["--dataset=nobook"], ["nobook", "never prepared", "book"]), (["--n_head=3"], ["n_embd", "n_head"]),
+    (["--stages[0].mask_rate=[0.5, 0.4]"], ["mask_rate"]), (["--stages[0].data=stage9"], ["stage1"]), (["--device=quantum"], ["quantum"]), (["--dtype=float8"], ["float8"]),
+    (["--optimizer=sgd"], ["sgd"]), (["--batch_size=0"], ["batch_size"]), (["--resume"], ["out/latest.pt"])])
+def test_user_errors(folder, arguments, words):
+    refused(script("train.py", *QUICK, *arguments, cwd=folder), *words)
+
+
+def test_nothing_prepared_and_nothing_trained(tmp_path):
+    refused(script("train.py", cwd=tmp_path), "prepare.py")
+    refused(script("sample.py", cwd=tmp_path), "out/best.pt")
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(folder):
+    done = script("train.py", *QUICK, "--dry_run", cwd=folder)
+    assert done.returncode == 0 and not (folder / "out").exists(), done.stderr
+    for word in ("Parameters", "8 GB", "FLOPs", "C_crit", "R*", "Extrapolation"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("more", [["--causal=True"], ["--optimizer=muon", "--carry_over"], ["--label_smoothing=0.1", "--checkpointing=True"], ["--dtype=bfloat16"], ["--batch_size=auto", "--grad_accum=1"]])
+def test_variants_lower_the_bound(folder, more):
+    done = script("train.py", *QUICK, "--learning_rate=0.01", *more, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    bounds = [line["val_bits_per_byte"] for line in log_of(folder) if "val_bits_per_byte" in line]
+    assert bounds[-1] < bounds[0] < 4
+
+
+def test_stages_end_by_validation_when_patience_is_set(folder):
+    done = script("train.py", *QUICK, *STAGES, "--learning_rate=1e-12", "--eval_interval=2", "--stage_patience=2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "out/curriculum_results.json").read_text())
+    assert len(results) == 3 and all(r["steps"] < 12 and "without improvement" in r["ended"] for r in results)
+    done = script("train.py", *QUICK, *STAGES, "--learning_rate=1e-12", "--eval_interval=2", "--patience=2", cwd=folder)
+    assert len(json.loads((folder / "out/curriculum_results.json").read_text())) == 1 and "stopped early" in (folder / "out/curriculum_results.json").read_text()
