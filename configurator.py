@@ -51,9 +51,8 @@ def configure(script: dict, positional: str | None = None) -> dict:
 def documented(path: str):
     """Yield (name, comment) of every knob of the script at `path`; the comment stands beside it, or on the line above."""
     with open(path, encoding="utf-8") as file:
-        source = file.read()
-    lines = source.splitlines()
-    for node in ast.parse(source).body:
+        lines = file.read().splitlines()
+    for node in ast.parse("\n".join(lines)).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             return
         target = getattr(node, "targets", [getattr(node, "target", None)])[0]
@@ -74,9 +73,8 @@ def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
         line = getattr(error, "lineno", None) or traceback.extract_tb(error.__traceback__)[-1].lineno
         fail(f"config file {path}, line {line}: {type(error).__name__}: {error}")
     names = [name for name, value in scope.items() if not name.startswith("_") and not isinstance(value, types.ModuleType)]
-    for name in names:
-        if name not in default:
-            fail(f"{path}: unknown key {name!r}{nearest(name, default)}")
+    for name in (name for name in names if name not in default):
+        fail(f"{path}: unknown key {name!r}{nearest(name, default)}")
     return {name: checked(name, scope[name], default[name], kinds.get(name)) for name in names}
 
 
@@ -103,8 +101,7 @@ def checked(key: str, value, like, kind=None):
     allowed = (kind.__args__ if isinstance(kind, types.UnionType) else (kind,)) if kind else (type(like),)
     if type(value) is int and int not in allowed and float in allowed:
         value = float(value)
-    if isinstance(value, tuple):
-        value = list(value)
+    value = list(value) if isinstance(value, tuple) else value
     if type(value) not in allowed:
         fail(f"--{key} wants {' or '.join('None' if k is types.NoneType else k.__name__ for k in allowed)}, got {value!r}")
     if isinstance(value, list) and like and isinstance(like[0], (dict, float)):                  # entries are held to the first one's shape
