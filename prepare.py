@@ -102,6 +102,8 @@ class Tokenizer:
     [PAD] and [SEP] (in `special`), which stand for nothing: no text encodes to them and they decode to b"".
     kind "gpt2": text is encoded with all of GPT-2, then tokens that were not kept are split into the two that the BPE made
     them from, down to bytes. kind "book": `tokens` is a BPE of its own, in order of rank. Only encoding needs tiktoken.
+    Two things that GPT-2 spells with several tokens are one here, for a model that decides tokens in any order would tear them
+    apart: the blank line between paragraphs, and a character such as a curly quote.
     """
 
     def __init__(self, kind, tokens):
@@ -116,13 +118,23 @@ class Tokenizer:
     def _encoding(self):
         return gpt2_encoding() if self.kind == "gpt2" else encoding_of(self._id)
 
+    @functools.cached_property
+    def _whole(self):
+        """Pattern of what becomes one token before the BPE sees the rest."""
+        whole = [t for t in self.tokens if t == b"\n\n" or t and self.kind == "gpt2" and t not in gpt2_ranks()]
+        return re.compile("|".join(re.escape(t.decode()) for t in sorted(whole, key=len, reverse=True)).join("()") if whole else "(?!)")
+
     def encode(self, text):
         """str -> list of ids. What looks like a special token ("[MASK]", "<|endoftext|>") is plain text."""
         ids = []
-        for full in self._encoding.encode_ordinary(text):
-            if full not in self._pieces:
-                self._pieces[full] = self._split(self._encoding.decode_single_token_bytes(full))
-            ids += self._pieces[full]
+        for number, part in enumerate(self._whole.split(text)):
+            if number % 2:
+                ids.append(self._id[part.encode()])
+                continue
+            for full in self._encoding.encode_ordinary(part):
+                if full not in self._pieces:
+                    self._pieces[full] = self._split(self._encoding.decode_single_token_bytes(full))
+                ids += self._pieces[full]
         return ids
 
     def decode_bytes(self, ids):
@@ -160,17 +172,22 @@ def _parents(token):
     return parts
 
 
-def compressed_vocabulary(counts):
-    """The tokens of GPT-2 to keep, in its order: all bytes, then the most frequent until `target_coverage` of the text is
-    covered, none rarer than `min_count`. counts: {token: occurrences in the training text}."""
-    ranks, wanted, covered = gpt2_ranks(), target_coverage * sum(counts.values()), 0
-    kept = {bytes([b]) for b in range(256)}
-    for token, count in sorted(counts.items(), key=lambda item: (-item[1], ranks[item[0]])):
+def compressed_vocabulary(texts):
+    """The tokens that `texts` need, GPT-2's in its order and then characters that it has no token for: all bytes and the blank line,
+    then the most frequent until `target_coverage` of the text is covered, none rarer than `min_count`."""
+    ranks, gpt2 = gpt2_ranks(), gpt2_encoding()
+    found = {match for text in texts for match in re.findall(r" ?[^\x00-\x7f]", text)}
+    torn = sorted(match for match in found | {match[-1] for match in found} if len(gpt2.encode_ordinary(match)) > 1)
+    everything = Tokenizer("gpt2", [*ranks, *(match.encode() for match in torn)])
+    counts = Counter(everything.tokens[i] for text in texts for i in everything.encode(text))
+    wanted, covered = target_coverage * sum(counts.values()), 0
+    kept = {bytes([b]) for b in range(256)} | {b"\n\n"}
+    for token, count in sorted(counts.items(), key=lambda item: (-item[1], ranks.get(item[0], GPT2_SIZE), item[0])):
         if covered >= wanted or count < min_count:
             break
         kept.add(token)
         covered += count
-    return sorted(kept, key=ranks.__getitem__)
+    return sorted(kept, key=lambda token: (ranks.get(token, GPT2_SIZE), token))
 
 
 def book_vocabulary(texts, size):
@@ -1031,13 +1048,12 @@ def prepare(settings, phases):
         split(pieces)
     with phases.phase("choosing the vocabulary"):
         spans = [text[piece.lead:piece.end] for piece in pieces]
-        full = gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)
-        training = [i for i, piece in enumerate(pieces) if piece.split == "train"]
+        training = [span for piece, span in zip(pieces, spans) if piece.split == "train"]
         if tokenizer == "gpt2":
-            counts = Counter(i for number in training for i in full[number]) + Counter(gpt2_encoding().encode_ordinary("\n"))
-            tok = Tokenizer("gpt2", compressed_vocabulary({gpt2_encoding().decode_single_token_bytes(i): n for i, n in counts.items()}))
+            tok = Tokenizer("gpt2", compressed_vocabulary(training))
         else:
-            tok = Tokenizer("book", book_vocabulary([spans[number] for number in training], vocab_size - len(SPECIAL)))
+            tok = Tokenizer("book", [*book_vocabulary(training, vocab_size - len(SPECIAL) - 1), b"\n\n"])
+        gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
     with phases.phase("encoding", len(pieces)) as advance:
         for piece, span in zip(pieces, spans):
             piece.ids = tok.encode(span)
@@ -1046,8 +1062,7 @@ def prepare(settings, phases):
     roles = toulmin_roles([text[p.start:p.end] for p in sentences], [p.paragraph for p in sentences]) if argument_structure else None
     with phases.phase("choosing stages"):
         ones, pairs, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
-        gap = tok.encode("\n") * 2              # GPT-2 reads the blank line between paragraphs as two tokens
-        tiles = [(run[0].split, windows(run, gap)) for run in (list(run) for _, run in groupby(pieces, key=lambda piece: piece.run))]
+        tiles = [(run[0].split, windows(run, tok.encode("\n\n"))) for run in (list(run) for _, run in groupby(pieces, key=lambda piece: piece.run))]
         streams = {"stage1_train": ones, "stage2_train": pairs, "stage3_train": [], "val": [], "test": []}
         for where, run in tiles:
             streams["stage3_train" if where == "train" else where] += run
@@ -1056,13 +1071,13 @@ def prepare(settings, phases):
         chosen["3"] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if piece.split == "train")}
     with phases.phase("checking and writing"):
         splits, stages, overlap = describe(streams, [[i for w in run for i in w] for s, run in tiles if s == "train"], sentences, chosen, tok)
-        size, pieces_tokens, full_tokens = len(text.encode()), sum(len(p.ids) for p in pieces), sum(map(len, full))
+        size, tokens = len(text.encode()), sum(len(p.ids) for p in pieces)
         statistics = {
             "book": folder.name, "encoding": encoding, "english": english, "characters": len(text), "bytes": size,
             "words": int(scores["words"].sum()), "paragraphs": len(paragraphs), "headings": len(pieces) - len(sentences), "sentences": len(sentences), "splits": splits, "stages": stages,
             "sentences_in_both_stages": overlap,
-            "vocabulary": {"kind": tok.kind, "size": tok.vocab_size, "bytes_per_token": round(size / pieces_tokens, 3),
-                           "extra_tokens": round(pieces_tokens / full_tokens - 1, 4), "parameters_saved": (GPT2_SIZE - tok.vocab_size) * n_embd},
+            "vocabulary": {"kind": tok.kind, "size": tok.vocab_size, "bytes_per_token": round(size / tokens, 3),
+                           "extra_tokens": round(tokens / gpt2_tokens - 1, 4), "parameters_saved": (GPT2_SIZE - tok.vocab_size) * n_embd},
             "settings": settings}
         statistics["warnings"] = advice(statistics)
         lines = [{"start": p.start, "end": p.end, "split": p.split, "stages": sorted(p.stages), **{name: float(v[i]) for name, v in scores.items()},

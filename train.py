@@ -584,7 +584,7 @@ def main():
             seen = check.masked.sum(1) / text
             progress |= {"stage_best": math.inf, "since_stage_best": 0, "tokens": 0, "seconds": 0.0, "before": progress["bound"]}
             if not carry_over and progress["stage"] > 0:
-                optimizers, bad_steps = make_optimizers(net), 0
+                optimizers = make_optimizers(net)
             if rank == 0:
                 log({"step": progress["step"], "epoch": 0.0, "stage": progress["stage"] + 1, "event": "stage", "name": stage["name"], "examples": len(stream.offsets) - 1,
                      "steps": part["steps"], "mask_rate_low": float(seen.min()), "mask_rate_high": float(seen.max()), "val_before": None if math.isnan(progress["bound"]) else progress["bound"]})
@@ -605,22 +605,22 @@ def main():
             for o in optimizers:
                 scaler.unscale_(o)
             norm = float(torch.nn.utils.clip_grad_norm_(net.parameters(), grad_clip or math.inf))
-            if math.isfinite(loss) and (math.isfinite(norm) or scaler.is_enabled()):
-                before = scaler.get_scale()
+            finite, overflow = math.isfinite(loss) and math.isfinite(norm), False
+            if finite:
                 for o in optimizers:
                     scaler.step(o)
-                scaler.update()
-                progress["overflows"] += scaler.get_scale() < before                 # fp16: the step was skipped and the scale lowered
-                bad_steps = 0
                 if ema:
-                    values = list(net.state_dict().values())
-                    torch._foreach_lerp_(list(average.values()), values, 1 - ema)
-            else:
-                bad_steps += 1
+                    torch._foreach_lerp_(list(average.values()), list(net.state_dict().values()), 1 - ema)
+            else:                                                                    # in float16 a gradient too large for the loss scale is no fault
+                overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
+                progress["overflows"] += overflow
+            scaler.update()
+            bad_steps = 0 if finite or overflow else bad_steps + 1
+            if bad_steps:
                 say(f"step {progress['step'] + 1}: loss {loss}, gradient norm {norm}: step skipped")
-                if bad_steps == MAX_BAD_STEPS:
-                    fail(f"stopped: {MAX_BAD_STEPS} steps in a row without a finite loss (last: loss {loss}, gradient norm {norm}, learning rate {learning_rate * scale:.2g}); "
-                         f"{out_dir}/latest.pt and best.pt are from before; try a lower learning_rate")
+            if bad_steps == MAX_BAD_STEPS:
+                fail(f"stopped: {MAX_BAD_STEPS} steps in a row without a finite loss (last: loss {loss}, gradient norm {norm}, learning rate {learning_rate * scale:.2g}); "
+                     f"the checkpoints in {out_dir} are from before; try a lower learning_rate")
             if where.type == "cuda":
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - tic

@@ -269,6 +269,13 @@ def test_the_book_tokenizer_merges_the_most_frequent_pairs():
     assert p.book_vocabulary(["xyz"], 1000) == [bytes([b]) for b in range(256)], "what occurs once is not merged"
 
 
+def test_characters_and_blank_lines_are_never_torn():
+    tok = p.Tokenizer("gpt2", p.compressed_vocabulary(["“Yes,” he said. “It is the 海ж, “海.”"]))
+    ids = tok.encode("He said “yes.”\n\n“海”\n\n\nж")
+    assert [tok.tokens[i].decode("utf-8", "replace") for i in ids[-12:]] == [" “", "y", "es", ".", "”", "\n\n", "“", "海", "”", "\n\n", "\n", "ж"]
+    assert "\ufffd" in "".join(tok.tokens[i].decode("utf-8", "replace") for i in tok.encode("é√")), "what the book never used falls back to bytes"
+
+
 def test_special_tokens_are_the_last_three_and_decode_to_nothing(tokenizer):
     n = tokenizer.vocab_size
     assert list(tokenizer.special.items()) == [("[MASK]", n - 3), ("[PAD]", n - 2), ("[SEP]", n - 1)]
@@ -282,8 +289,8 @@ def test_sentences_have_the_tokens_of_the_running_text(data, tokenizer):
     joined = [i for stream in ("stage3_train", "val", "test") for e in examples(data, stream) for i in e]
     assert set(whole[:-1]) <= set(joined)
     paragraphs = text.split("\n\n")[:50]
-    newline = tokenizer.encode("\n")
-    parts = [i for number, paragraph in enumerate(paragraphs) for i in (newline * 2 if number else []) + tokenizer.encode(paragraph)]
+    blank = tokenizer.encode("\n\n")
+    parts = [i for number, paragraph in enumerate(paragraphs) for i in (blank if number else []) + tokenizer.encode(paragraph)]
     assert parts == tokenizer.encode("\n\n".join(paragraphs))
 
 

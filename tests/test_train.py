@@ -1,8 +1,10 @@
 """Training as its user runs it: real processes on a real book, tiny models."""
 import json
+import multiprocessing
 import os
 import random
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -76,7 +78,7 @@ def test_the_whole_path_in_half_a_minute(folder):
     for line in lines:                                               # each stage's masks lay in its window when it began
         if line.get("event") == "stage":
             low, high = [(0.75, 0.90), (0.40, 0.60), (0.05, 0.20)][line["stage"] - 1]
-            assert low <= line["mask_rate_low"] <= line["mask_rate_high"] <= high
+            assert low - 1e-6 <= line["mask_rate_low"] <= line["mask_rate_high"] <= high + 1e-6
     assert any((out / "tensorboard").iterdir())
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     events = EventAccumulator(str(out / "tensorboard"))
@@ -95,33 +97,47 @@ def test_no_held_out_window_is_in_a_training_stream(prepared):
             assert not (windows[held_out] & windows[stage]) - text
 
 
-def run_to_end(folder, out, *more, kills=()):
-    """Train to the end, SIGKILLed after each of the given seconds and resumed; returns the last checkpoint."""
-    arguments = [sys.executable, str(ROOT / "train.py"), str(ROOT / "config/debug.py"), *QUICK[1:], *STAGES, "--eval_interval=3", "--dropout=0.1", "--ema=0.9", f"--out_dir={out}", *more]
-    for seconds in kills:
-        resume = ["--resume"] if (folder / out / "latest.pt").exists() else []
-        process = subprocess.Popen(arguments + resume, cwd=folder, env=ENV, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
-        process.kill()
-        process.wait()
-    resume = ["--resume"] if (folder / out / "latest.pt").exists() else []
-    done = subprocess.run(arguments + resume, cwd=folder, env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return m.load_checkpoint(str(folder / out / "latest.pt"))
+def train_here(folder, arguments):
+    """train.py, in the process at hand: one forked from a server that has imported torch starts in a tenth of the time."""
+    os.chdir(folder)
+    sys.argv = ["train.py", *arguments]
+    sys.stderr = open(os.devnull, "w")
+    torch.set_num_threads(1)
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(folder):
-    began = time.time()
-    whole = run_to_end(folder, "whole")
-    span = time.time() - began
-    rng = random.Random(0)
-    killed = run_to_end(folder, "killed", kills=[rng.uniform(0.55, 1.0) * span for _ in range(5)])
-    for name, tensor in whole["model"].items():
-        assert torch.equal(tensor, killed["model"][name]), name
-    for name, tensor in whole["raw"].items():
-        assert torch.equal(tensor, killed["raw"][name]), name
-    drop = ("tokens_per_second", "memory_gb")
-    assert [{k: v for k, v in line.items() if k not in drop} for line in log_of(folder, "whole")] == [{k: v for k, v in line.items() if k not in drop} for line in log_of(folder, "killed")]
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["torch", "torch._dynamo", "model", "rich.progress"])
+    stages = [f"--stages[{i}].{key}={value}" for i in range(3) for key, value in (("epochs", 1000), ("max_steps", 450))]
+    arguments = [str(ROOT / QUICK[0]), *QUICK[1:], *stages, "--eval_interval=7", "--dropout=0.1", "--ema=0.9"]
+
+    def start(out):
+        resume = ["--resume"] if (folder / out / "latest.pt").exists() else []
+        process = server.Process(target=train_here, args=(folder, [*arguments, f"--out_dir={out}", *resume]))
+        process.start()
+        return process
+    whole = start("whole")
+    whole.join()
+    rng, kills, steps = random.Random(0), 0, []
+    while kills < 25:
+        process = start("killed")
+        process.join(rng.uniform(0.1, 1.5))
+        if not process.is_alive():
+            break
+        process.kill()
+        process.join()
+        log = folder / "killed/log.jsonl"
+        kills, steps = kills + 1, [*steps, log.read_text().count("\n") if log.exists() else 0]
+    last = start("killed")
+    last.join()
+    print(f"killed {kills} times, with so many lines in the log: {steps}")
+    assert whole.exitcode == last.exitcode == 0 and kills >= 20 and len(set(steps)) > 5
+    whole, killed = (m.load_checkpoint(str(folder / out / "latest.pt")) for out in ("whole", "killed"))
+    for part in ("model", "raw"):
+        assert all(torch.equal(tensor, killed[part][name]) for name, tensor in whole[part].items())
+    same = [[{k: v for k, v in line.items() if k not in ("tokens_per_second", "memory_gb")} for line in log_of(folder, out)] for out in ("whole", "killed")]
+    assert same[0] == same[1]
     assert (folder / "whole/samples.jsonl").read_text() == (folder / "killed/samples.jsonl").read_text()
 
 
