@@ -227,13 +227,14 @@ def save(path: str, checkpoint: dict) -> None:
 
 
 def start_folder(knobs: dict) -> None:
-    """Make out_dir; an earlier run there moves to out_dir/previous. Keep the run's configuration and the source it ran."""
+    """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, … Keep the run's configuration and the source it ran."""
     if os.path.exists(f"{out_dir}/latest.pt") and not resume:
-        shutil.rmtree(f"{out_dir}/previous", ignore_errors=True)
-        os.makedirs(f"{out_dir}/previous")
+        number = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}"))
+        os.makedirs(f"{out_dir}/previous{number}")
         for name in sorted(os.listdir(out_dir)):
             if name.endswith((".pt", ".jsonl", ".json", ".html")) or name in ("tensorboard", "source"):
-                shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous/{name}")
+                shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous{number}/{name}")
+        print(f"the earlier run in {out_dir}/ is now in {out_dir}/previous{number}/", file=sys.stderr)
     os.makedirs(f"{out_dir}/source", exist_ok=True)
     for path in (__file__, model_file.__file__):
         shutil.copy(path, f"{out_dir}/source/")
@@ -349,8 +350,7 @@ def main():
         try:
             saved = load_checkpoint(f"{out_dir}/latest.pt")
         except (OSError, ValueError) as error:
-            others = [f for f in ("best.pt", "previous/latest.pt") if os.path.exists(f"{out_dir}/{f}")]
-            fail(f"{error}; there is also {' and '.join(f'{out_dir}/{f}' for f in others)}" if others else error)
+            fail(f"{error}; there is also {out_dir}/best.pt" if os.path.exists(f"{out_dir}/best.pt") else error)
         if "optimizers" not in saved:
             fail(f"{out_dir}/latest.pt cannot be resumed: it holds a model but not the state of its training")
         for name, value in saved["training"]["knobs"].items():
@@ -498,7 +498,10 @@ def main():
         except ImportError:
             say("tensorboard is not installed: log.jsonl alone is written")
     if rank == 0 and wandb_project:
-        import wandb
+        try:
+            import wandb
+        except ImportError:
+            fail("--wandb_project needs Weights & Biases: pip install wandb")
         wandb.init(project=wandb_project, config=knobs, resume="allow")
 
     def log(line):

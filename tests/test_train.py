@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import model as m
+import train
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
@@ -79,7 +80,8 @@ def test_the_whole_path_in_half_a_minute(folder):
         if line.get("event") == "stage":
             low, high = [(0.75, 0.90), (0.40, 0.60), (0.05, 0.20)][line["stage"] - 1]
             assert low - 1e-6 <= line["mask_rate_low"] <= line["mask_rate_high"] <= high + 1e-6
-    assert any((out / "tensorboard").iterdir())
+    for name in ("model.py", "train.py"):
+        assert (out / "source" / name).read_text() == (ROOT / name).read_text()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
@@ -191,6 +193,29 @@ def test_a_full_disk_ends_in_one_line_and_the_earlier_checkpoint_stands(folder):
     assert not list((folder / "out2").glob("*.writing")) and (folder / "out/latest.pt").read_bytes() == before
 
 
+def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)          # pytest keeps its own
+    real, ends = train.weighted_loss, []
+
+    def small(net, tokens, *rest):
+        if len(tokens) > limit:
+            raise torch.OutOfMemoryError
+        return real(net, tokens, *rest)
+    monkeypatch.setattr(train, "weighted_loss", small)
+    for limit in (16, 4):
+        monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / QUICK[0]), *QUICK[1:], f"--out_dir=limit{limit}"])
+        train.main()
+        ends.append(m.load_checkpoint(f"limit{limit}/latest.pt")["model"])
+    assert capsys.readouterr().err.count("micro-batches of 4 from here on") == 1
+    for name in ends[0]:
+        torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-3, atol=1e-4)
+    limit = 0
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 2 and "memory_efficient" in capsys.readouterr().err
+
+
 def test_resuming_something_else_is_refused_by_name(folder):
     assert script("train.py", *QUICK, cwd=folder).returncode == 0
     refused(script("train.py", *QUICK, "--resume", "--n_layer=3", cwd=folder), "n_layer=3", "n_layer=2")
@@ -203,15 +228,15 @@ def test_resuming_something_else_is_refused_by_name(folder):
 
 
 def test_an_earlier_run_is_moved_aside(folder):
-    for _ in range(2):
+    for _ in range(3):
         assert script("train.py", *QUICK, cwd=folder).returncode == 0
-    assert (folder / "out/previous/best.pt").exists() and len([x for x in log_of(folder) if x.get("event") == "stage"]) == 3
+    assert (folder / "out/previous2/best.pt").exists() and (folder / "out/previous1/best.pt").exists() and len([x for x in log_of(folder) if x.get("event") == "stage"]) == 3
 
 
 @pytest.mark.parametrize("arguments, words", [
     (["--lerning_rate=1"], ["learning_rate"]), (["--dataset=nobook"], ["nobook", "never prepared", "book"]), (["--n_head=3"], ["n_embd", "n_head"]),
     (["--stages[0].mask_rate=[0.5, 0.4]"], ["mask_rate"]), (["--stages[0].data=stage9"], ["stage1"]), (["--device=quantum"], ["quantum"]), (["--dtype=float8"], ["float8"]),
-    (["--optimizer=sgd"], ["sgd"]), (["--batch_size=0"], ["batch_size"]), (["--resume"], ["out/latest.pt"])])
+    (["--optimizer=sgd"], ["sgd"]), (["--batch_size=0"], ["batch_size"]), (["--resume"], ["out/latest.pt"]), (["--wandb_project=x"], ["wandb"])])
 def test_user_errors(folder, arguments, words):
     refused(script("train.py", *QUICK, *arguments, cwd=folder), *words)
 
