@@ -259,16 +259,18 @@ class Display:
     def __init__(self, total: int, done: int, quiet: bool):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True),
-                            console=self.console, disable=not self.console.is_terminal)
+        self.bar = Progress(BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True),
+                            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)), expand=True, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=total, completed=done)
         self.bar.start()
         self.printed = time.time()
 
     def step(self, line: dict, names: list[str], bound: float, stage_left: float) -> None:
-        text = (f"{names[line['stage'] - 1]} epoch {line['epoch']:.1f} loss {line['loss']:.3f} bound {bound:.3f} rate {line['mask_rate']:.2f} "
-                f"{line['tokens_per_second']:,.0f} tok/s {line['memory_gb']:.1f} GB stage {stage_left / 60:.0f} min")
+        known = "" if math.isnan(bound) else f"bound {bound:.3f} "
+        text = (f"{names[line['stage'] - 1]} epoch {line['epoch']:.1f} loss {line['loss']:.3f} {known}rate {line['mask_rate']:.2f} "
+                f"{line['tokens_per_second']:,.0f} tok/s {line['memory_gb']:.1f} GB, {stage_left / 60:.0f} min left in the stage")
         self.bar.update(self.task, completed=line["step"], description=text)
         if not self.console.is_terminal and time.time() - self.printed > 10:
             self.say(f"step {line['step']:,} of {self.bar.tasks[0].total:,}: {text}")
