@@ -1,12 +1,18 @@
 """The sampler's promises, the text around gaps, and sample.py as its users run it."""
+import contextlib
+import fcntl
 import itertools
 import json
 import math
 import os
+import pty
+import re
 import runpy
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -21,6 +27,7 @@ from model import Config, DiffusionModel, denoise
 from prepare import Tokenizer, gpt2_encoding
 
 SCRIPT = str(Path(sample.__file__))
+ROOT = Path(SCRIPT).resolve().parent
 WORDS = "The keeper climbed the stair with a cold lamp, lit the wick and waited for “morning” beside the grey window."
 
 
@@ -414,3 +421,77 @@ def test_every_promise_of_the_help_is_kept(run):
     body = source[source.index("\ndef "):]
     assert all(knob in sample.SETTINGS or knob in body for knob in knobs)          # no knob that nothing reads
     assert len(set(itertools.chain(knobs))) == len(knobs)
+
+
+# ---- the terminal
+
+def record(folder, *arguments, columns=72, lines=20, **environment):
+    """sample.py on a real pseudo-terminal, its stdout elsewhere: (bytes that reached the terminal, stdout, exit status)."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    without = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR")}
+    program = subprocess.Popen([sys.executable, SCRIPT, *arguments], cwd=folder, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, env=without | {"TERM": "xterm-256color"} | environment)
+    os.close(theirs)
+    received = b""
+    with contextlib.suppress(OSError):                           # how a pseudo-terminal says that its other side is gone
+        while chunk := os.read(ours, 65536):
+            received += chunk
+    os.close(ours)
+    return received, program.communicate()[0].decode(), program.returncode
+
+
+def screens(received):
+    """What was on the screen each time before it was redrawn: lists of lines. Knows the escape codes that rich's Live uses."""
+    screen, x, y, kept = [""], 0, 0, []
+    for code, text in re.findall(r"(\x1b\[[?\d;]*[a-zA-Z]|[\r\n])|([^\x1b\r\n]+)", received.decode()):
+        if text:
+            screen[y] = screen[y][:x].ljust(x) + text + screen[y][x + len(text):]
+            x += len(text)
+        elif code == "\r":
+            x = 0
+        elif code == "\n":
+            y += 1
+            screen += [""] * (y + 1 - len(screen))
+        elif code[-1] == "A":
+            y -= int(code[2:-1] or 1)
+        elif code[-1] == "K":
+            if screen[y] and y == len(screen) - 1:
+                kept.append([line.rstrip() for line in screen])
+            screen[y] = ""
+        else:
+            assert code[-1] in "mhl", f"an escape code that this terminal does not know: {code!r}"
+        assert y >= 0
+    return kept, [line for line in screen if line.strip()]
+
+
+def test_a_recording_of_the_animation(folder):
+    columns = 72
+    received, out, status = record(folder, f"--prompt={WORDS[:22]}", "--max_tokens=20", "--steps=10", "--animate", "--speed=20", "--temperature=0", columns=columns)
+    shown, after = screens(received)
+    recording = ROOT / "tests/recordings"
+    recording.mkdir(exist_ok=True)
+    (recording / "animation.txt").write_text("\n\n".join("\n".join(lines) for lines in shown) + "\n", encoding="utf-8")
+    assert status == 0 and out.startswith(WORDS[:22])
+    masks = ["\n".join(lines[:-2]).count("▓") + "\n".join(lines[:-2]).count("▒") + "\n".join(lines[:-2]).count("░") for lines in shown]
+    steps = [int(re.search(r"step (\d+)/10", "\n".join(lines))[1]) for lines in shown]
+    assert steps == sorted(steps) and steps[0] == 0 and steps[-1] == 10 and set(range(11)) == set(steps)
+    assert masks[0] > 40 and masks[-1] == 0 and all(lines[0].startswith(WORDS[:22]) for lines in shown)
+    assert all("tokens/s" in "\n".join(lines) and "just revealed" in "\n".join(lines) for lines in shown)
+    assert " ".join(" ".join(shown[-1][:-3]).split()) == " ".join(out.split())           # the last picture is the text
+    assert len(after) == 1 and "tokens/s" in after[0]                                     # and leaves only the line of figures behind
+
+
+@pytest.mark.parametrize("columns, lines", [(30, 8), (200, 50), (72, 6)])
+def test_the_animation_fits_its_window(folder, columns, lines):
+    received, _, status = record(folder, "The keeper", "--max_tokens=60", "--steps=6", "--animate", "--speed=50", columns=columns, lines=lines)
+    shown, _ = screens(received)
+    assert status == 0 and len(shown) > 5 and all(len(frame) <= lines and max(map(len, frame)) <= columns for frame in shown)
+
+
+def test_colour_and_movement_are_left_out_where_they_are_not_wanted(folder):
+    arguments = ("The keeper", "--max_tokens=8", "--steps=4", "--animate", "--speed=50")
+    coloured, *_ = record(folder, *arguments)
+    plain, *_ = record(folder, *arguments, NO_COLOR="1")
+    dumb, *_ = record(folder, *arguments, TERM="dumb")
+    colour = re.compile(rb"\x1b\[[\d;]*\b(3[0-7]|38|9[0-7])\b[\d;]*m")
+    assert colour.search(coloured) and not colour.search(plain) and b"\x1b[1" in plain and b"\x1b" not in dumb

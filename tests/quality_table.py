@@ -1,0 +1,96 @@
+"""Is text written in more steps, or in another order, better text? The README's table, judged by a model that did not write it.
+
+    python tests/quality_table.py                 # of out/best.pt and the book prepared for it
+    python tests/quality_table.py --texts=64 --judge=out_ar/best.pt
+
+The judge is a Kneser-Ney trigram model of the training text, or a causal twin: its bits per byte of the samples, lower is likelier
+text. Entropy (bits per word over all texts) and repetition (share of four-word groups that their text has had before) stand beside it,
+for text that says one thing over and over is likely too. The last rows are the same for held-out text, and for steps chosen by the model.
+"""
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import evaluate  # noqa: E402
+import sample  # noqa: E402
+from configurator import configure, fail  # noqa: E402
+from model import ORDERS, held_out_bound  # noqa: E402
+from prepare import words_of  # noqa: E402
+
+checkpoint = "out/best.pt"      # the model that writes
+judge = ""                      # a causal checkpoint of the same book; empty: the trigram model
+texts = 32                      # per row
+length = 100                    # tokens in each
+seed = 1                        # of the first text
+
+ORDER = 3                       # of the n-gram judge
+STEPS = (1, 4, 8, 16, 32, 64)
+
+
+def main():
+    configure(globals())
+    model, tokenizer, saved = sample.load(checkpoint)
+    folder = Path("data") / (saved.get("training", {}).get("dataset") or "nothing")
+    if not folder.exists():
+        fail(f"{checkpoint} was trained on {folder.name}, and {folder} is not here")
+    stream = {name: np.fromfile(folder / f"{name}.bin", "<u2") for name in ("stage3_train", "test")}
+    cuts = {name: np.fromfile(folder / f"{name}.idx", "<i8")[1:-1] for name in stream}
+    rows_of = {name: [part.tolist() for part in np.split(stream[name], cuts[name])] for name in stream}
+    if judge:
+        twin, _, _ = sample.load(judge)
+        if not twin.config.causal or twin.config.vocab_size != model.config.vocab_size:
+            fail(f"{judge} is no causal twin of {checkpoint}")
+    else:
+        ngram = evaluate.NGram(ORDER, model.config.n_text).fit(rows_of["stage3_train"])
+
+    def figures(rows):
+        """Bits per byte under the judge, entropy, repetition of a list of lists of ids."""
+        if judge:
+            nats = sum(float(held_out_bound(twin, [torch.tensor(row)], 1).per_sequence.sum()) for row in rows)
+        else:
+            nats = sum(float(ngram.nats(row).sum()) for row in rows)
+        words = [words_of(tokenizer.decode(row)) for row in rows]
+        return nats / math.log(2) / sum(len(tokenizer.decode_bytes(row)) for row in rows), evaluate.entropy(words), evaluate.repetition(words)
+
+    settings = {name: getattr(sample, name) for name in sample.SETTINGS}
+    canvas = torch.full((length,), model.config.mask_id)
+    table, seeds = [], list(range(seed, seed + texts))
+
+    def row(label, **how):
+        began, calls, filled = time.perf_counter(), [0] * texts, [canvas] * texts
+        for batch, events in sample.batches(model, filled, seeds, **settings | how):
+            for step in events:
+                for i, revealed in zip(batch, step.revealed.any(1).tolist()):
+                    calls[i] += revealed
+            for i, tokens in zip(batch, step.tokens):
+                filled[i] = tokens[:length]
+        seconds = time.perf_counter() - began
+        bits, entropy, repetition = figures([f.tolist() for f in filled])
+        table.append({"row": label, **how, "calls": sum(calls) / texts, "bits_per_byte": bits, "entropy": entropy, "repetition": repetition, "seconds": seconds})
+        print(f"| {label} | {sum(calls) / texts:.0f} | {bits:.2f} | {entropy:.2f} | {repetition:.0%} | {seconds / texts:.2f} |", flush=True)
+
+    print(f"judge: {judge or f'Kneser-Ney {ORDER}-gram model of the training text'}; {texts} texts of {length} tokens each, temperature {sample.temperature}, top-k {sample.top_k}, "
+          f"top-p {sample.top_p}\n\n| order, steps | calls | bits/byte | entropy | repetition | s a text |\n|---|---|---|---|---|---|")
+    for order in ORDERS:
+        for steps in STEPS:
+            row(f"{order}, {steps}", order=order, steps=steps)
+    for name, value in (("threshold", 0.9), ("threshold", 0.7), ("entropy_bound", 0.5), ("entropy_bound", 2.0)):
+        row(f"margin, up to 64, {name} {value}", steps=64, **{name: value})
+    for block in (8, 16, 32):
+        row(f"margin, {block} per block of {block}", steps=block, block_size=block)
+    row("margin, 64, remask 0.1", steps=64, remask=0.1)
+    bits, entropy, repetition = figures([r[:length] for r in rows_of["test"]])
+    print(f"| the book, held out | | {bits:.2f} | {entropy:.2f} | {repetition:.0%} | |")
+    print(json.dumps(table), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
