@@ -46,6 +46,7 @@ CONNECTIONS = 16            # WebSockets open at once
 PATIENCE = 10               # seconds that a client may leave what it is sent unread
 PROMPT_CHARACTERS = 8000
 LOCAL, EVERYWHERE = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
+GAP = 4                     # tokens of a gap in a template that does not say
 COPIED = 8                  # tokens; a run this long that stands in the book is pointed out
 AROUND = 24                 # tokens of the book shown on either side of such a run
 
@@ -129,7 +130,7 @@ def checked_row(message, settings, tokenizer, config, longest):
             raise ValueError(f"tokens is a list of 1 to {longest} ids, each of a text token or [MASK]")
         return torch.tensor(ids), None
     prompt, suffix, template = (checked_text(message, key) for key in ("prompt", "suffix", "template"))
-    parts = getattr(sample, 'parse_template', lambda t: [t])(template) if template else [prompt, settings["max_tokens"], suffix]
+    parts = [part or GAP for part in sample.parse_template(template)] if template else [prompt, settings["max_tokens"], suffix]
     if sum(part for part in parts if isinstance(part, int)) > longest:
         raise ValueError(f"the gaps come to more than {longest} tokens")
     row = sample.canvas(tokenizer, parts, config)
@@ -181,7 +182,7 @@ class Book:
             before, copied, after = (self._text(a, b) for a, b in ((max(0, found - AROUND), found), (found, found + end - start),
                                                                   (found + end - start, found + end - start + AROUND)))
             runs.append({"start": start, "end": end, "before": before, "copied": copied, "after": after, "at": round(found / len(self.ids), 4)})
-            start = end
+            start = end - COPIED + 1                        # the next one may begin inside this one
         return runs
 
     def _text(self, start, end):
@@ -201,10 +202,10 @@ def _read(path):
 
 def dashboard(model, tokenizer, saved, book, allowed):
     """Everything that /api/model says."""
-    training, memory = saved.get("training", {}), estimate_memory(model.config, 1)
+    training = saved.get("training", {})
     return {"book": book.name or "an unnamed book", "book_at_hand": bool(book.ids), "prompts": book.prompts,
             "vocabulary": tokenizer.vocab_size, "mask": model.config.mask_id, "context": model.config.block_size, "causal": model.config.causal,
-            "parameters": count_parameters(model.config), "sampling_gb": memory["inference_gb"], "training_gb": memory["training_gb"],
+            "parameters": count_parameters(model.config), "sampling_gb": estimate_memory(model.config, 1)["inference_gb"],
             "device": str(model.device), **{key: training.get(key) for key in ("stage", "step", "epoch", "val_bits_per_byte")},
             "settings": allowed, "copied": COPIED}
 
@@ -233,6 +234,7 @@ def create_app(model, tokenizer, saved, host, port, longest):
     allowed = settings_allowed(model.config, longest)
     about = dashboard(model, tokenizer, saved, book, allowed)
     page = (Path(__file__).parent / "serve.html").read_text(encoding="utf-8")
+    words = sample.not_words(tokenizer)
     in_use, connections = threading.Lock(), threading.BoundedSemaphore(CONNECTIONS)
 
     def digest(tag):
@@ -286,9 +288,9 @@ def create_app(model, tokenizer, saved, host, port, longest):
         """The next well-formed message, or None if there is none now; what is malformed is answered, what is too much ends it."""
         while True:
             text = ws.receive(timeout=1 if wait else 0)     # for ever would miss some of the library's ways to end a connection
-            if text is None and not (wait and ws.thread.is_alive()):
-                if wait:
-                    raise ConnectionClosed()
+            if text is None and not ws.thread.is_alive():
+                raise ConnectionClosed()
+            if text is None and not wait:
                 return None
             if text is None:
                 continue
@@ -323,7 +325,9 @@ def create_app(model, tokenizer, saved, host, port, longest):
     def write(ws, recent, settings, row, parts):
         """Send every step as it comes. After each, look for `cancel`."""
         send(ws, type="start", tokens=row.tolist(), seed=settings["seed"], settings=settings)
-        sampling = {key: value for key, value in settings.items() if key not in ("seed", "max_tokens")}
+        sampling = {key: settings[key] for key in sample.SETTINGS}
+        if parts:
+            sampling["bar"] = sample.word_starts(tokenizer, parts)[None], words
         tokens, steps, seconds, cancelled, begun = row[None], 0, 0.0, False, time.perf_counter()
         with contextlib.closing(denoise(model, row[None], [settings["seed"]], **sampling)) as stream:
             for step in stream:
