@@ -161,13 +161,12 @@ class Book:
     """
 
     def __init__(self, name, tokenizer):
-        folder = Path("data") / Path(name or _read("data/latest").strip() or "none").name
         self.tokenizer, self.name, self.ids, self.prompts = tokenizer, name, "", []
-        with contextlib.suppress(OSError, ValueError):
-            if json.loads(_read(folder / "tokenizer.json") or "{}").get("tokens") == tokenizer.to_dict()["tokens"]:
-                text = (folder / "text.txt").read_text(encoding="utf-8")
-                self.name, self.ids = folder.name, "".join(map(chr, tokenizer.encode(text)))
-                self.prompts = openings(text, _read(folder / "segments.jsonl").splitlines())
+        folder = Path("data") / Path(name or "").name
+        with contextlib.suppress(FileNotFoundError):
+            text = (folder / "text.txt").read_text(encoding="utf-8")
+            self.ids = "".join(map(chr, tokenizer.encode(text)))
+            self.prompts = openings(text, (folder / "segments.jsonl").read_text(encoding="utf-8").splitlines())
 
     def copies(self, row):
         """Runs of COPIED tokens and more of row (list of ids) that stand in the book word for word, and the passage each is from."""
@@ -190,14 +189,10 @@ class Book:
 
 
 def openings(text, segments):
-    """A few beginnings of held-out sentences: the model has never read how they go on."""
+    """A few beginnings of sentences that were held out of training: the model has not read how they go on."""
     spans = [s for s in map(json.loads, segments) if s["split"] == "test" and 60 < s["end"] - s["start"] < 300]
     chosen = [text[s["start"]:s["end"]].split() for s in spans[::max(1, len(spans) // 4)][:4]]
     return [" ".join(words[:6]) for words in chosen]
-
-
-def _read(path):
-    return Path(path).read_text(encoding="utf-8") if os.path.exists(path) else ""
 
 
 def dashboard(model, tokenizer, saved, book, allowed):
