@@ -159,7 +159,7 @@ def make_optimizers(net: DiffusionModel) -> list[torch.optim.Optimizer]:
         groups.append({"params": hidden, "weight_decay": weight_decay})
     else:
         fail(f"optimizer must be adamw or muon, not {optimizer!r}")
-    made.append(torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=net.device.type == "cuda"))
+    made.append(torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=net.device.type in ("cuda", "cpu")))
     for group in (g for o in made for g in o.param_groups):
         group["peak_lr"] = group["lr"]
     return made
