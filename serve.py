@@ -27,11 +27,13 @@ import torch
 from flask import Flask, Response, abort, jsonify, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
+from torch import Tensor
 from werkzeug.serving import make_server
 
 import sample
 from configurator import configure, fail
-from model import ORDERS, count_parameters, denoise, estimate_memory
+from model import ORDERS, Config, DiffusionModel, Step, count_parameters, denoise, estimate_memory
+from prepare import Tokenizer
 
 out_dir = "out"             # where train.py left its checkpoints
 checkpoint = ""             # a checkpoint's path; empty: best.pt in out_dir
@@ -53,7 +55,7 @@ AROUND = 24                 # tokens of the book shown on either side of such a 
 
 # ---- what a client may ask for ---------------------------------------------------------------------------------------
 
-def settings_allowed(config, longest):
+def settings_allowed(config: Config, longest: int) -> dict[str, dict]:
     """{key: what it may be}: numbers with `min` and `max`, names with `choices`; `default` is sample.py's, None where a setting may be off."""
     allowed = {
         "max_tokens": {"type": "int", "min": 1, "max": longest},
@@ -76,7 +78,7 @@ def settings_allowed(config, longest):
     return allowed
 
 
-def read_message(text):
+def read_message(text: str | bytes) -> dict:
     """A client's message -> dict with a `type`. ValueError says what is wrong with it."""
     def refuse(constant):
         raise ValueError(f"{constant} is not a number")
@@ -92,7 +94,7 @@ def read_message(text):
     return message
 
 
-def checked_settings(message, allowed):
+def checked_settings(message: dict, allowed: dict[str, dict]) -> dict:
     """Every setting, as asked for or by default; whatever is unknown, of another type or out of range is a ValueError."""
     unknown = message.keys() - allowed.keys() - {"type", "prompt", "suffix", "template", "tokens"}
     if unknown:
@@ -113,7 +115,8 @@ def checked_settings(message, allowed):
     return settings
 
 
-def checked_text(message, key):
+def checked_text(message: dict, key: str) -> str:
+    """The text under `key`, "" if there is none; a ValueError if it is no text, too long or not to be written as UTF-8."""
     text = message.get(key, "")
     if not isinstance(text, str) or len(text) > PROMPT_CHARACTERS:
         raise ValueError(f"{key} is text of at most {PROMPT_CHARACTERS} characters")
@@ -122,8 +125,8 @@ def checked_text(message, key):
     return text
 
 
-def checked_row(message, settings, tokenizer, config, longest):
-    """(the row to fill (T,), its parts of text and gaps, or None for a row of token ids): what `generate` asks for."""
+def checked_row(message: dict, settings: dict, tokenizer: Tokenizer, config: Config, longest: int) -> tuple[Tensor, list[str | int] | None]:
+    """What `generate` asks for: the row to fill, (T,) int64, and its parts of text and gaps, None for a row of token ids. ValueError if it does not fit."""
     if "tokens" in message:
         ids, row_range = message["tokens"], range(config.mask_id + 1)
         if not isinstance(ids, list) or not all(type(i) is int and i in row_range for i in ids) or not 1 <= len(ids) <= longest:
@@ -141,7 +144,7 @@ def checked_row(message, settings, tokenizer, config, longest):
 
 # ---- what it gets ----------------------------------------------------------------------------------------------------
 
-def step_message(step, seconds):
+def step_message(step: Step, seconds: float) -> dict:
     """A Step of one row, as JSON: `alternatives` are [token id, probability], the likeliest first; the first of a draft's is the draft."""
     def looked_at(i):
         return {"position": i, "alternatives": [[t, round(p, 4)] for t, p in zip(step.choices[0, i].tolist(), step.chances[0, i].tolist())]}
@@ -155,12 +158,12 @@ def step_message(step, seconds):
 
 
 class Book:
-    """The text that the model was trained on, if it is at hand, to hold what is written against it.
+    """The text that the model was trained on, if it lies in data/, to hold what is written against it.
 
     A token is one character of `ids`: str.find is quick, and every vocabulary here ends before the surrogates.
     """
 
-    def __init__(self, name, tokenizer):
+    def __init__(self, name: str | None, tokenizer: Tokenizer):
         self.tokenizer, self.name, self.ids, self.prompts = tokenizer, name, "", []
         folder = Path("data") / Path(name or "").name
         with contextlib.suppress(FileNotFoundError):
@@ -168,8 +171,8 @@ class Book:
             self.ids = "".join(map(chr, tokenizer.encode(text)))
             self.prompts = openings(text, (folder / "segments.jsonl").read_text(encoding="utf-8").splitlines())
 
-    def copies(self, row):
-        """Runs of COPIED tokens and more of row (list of ids) that stand in the book word for word, and the passage each is from."""
+    def copies(self, row: list[int]) -> list[dict]:
+        """Every run of COPIED tokens or more of row that stands in the book word for word, and the passage it is from; runs may overlap."""
         runs, start, line = [], 0, "".join(map(chr, row))
         while self.ids and start + COPIED <= len(line):
             end = start + COPIED
@@ -188,14 +191,14 @@ class Book:
         return self.tokenizer.decode_bytes(map(ord, self.ids[start:end])).decode("utf-8", errors="ignore")
 
 
-def openings(text, segments):
+def openings(text: str, segments: list[str]) -> list[str]:
     """A few beginnings of sentences that were held out of training: the model has not read how they go on."""
     spans = [s for s in map(json.loads, segments) if s["split"] == "test" and 60 < s["end"] - s["start"] < 300]
     chosen = [text[s["start"]:s["end"]].split() for s in spans[::max(1, len(spans) // 4)][:4]]
     return [" ".join(words[:6]) for words in chosen]
 
 
-def dashboard(model, tokenizer, saved, book, allowed):
+def dashboard(model: DiffusionModel, tokenizer: Tokenizer, saved: dict, book: Book, allowed: dict) -> dict:
     """Everything that /api/model says."""
     training = saved.get("training", {})
     return {"book": book.name or "an unnamed book", "book_at_hand": bool(book.ids), "prompts": book.prompts,
@@ -207,7 +210,7 @@ def dashboard(model, tokenizer, saved, book, allowed):
 
 # ---- the server ------------------------------------------------------------------------------------------------------
 
-def is_served(name, port, host):
+def is_served(name: str, port: int, host: str) -> bool:
     """Whether name, of a Host header or an Origin, is this server's: "127.0.0.1:5000", say.
 
     A name that someone else's DNS points here (rebinding) is not. Listening everywhere, any bare IP address is: no DNS is involved in that.
@@ -221,7 +224,7 @@ def is_served(name, port, host):
     return name in {"localhost", "127.0.0.1", "[::1]"} if host in LOCAL else name in {host.lower(), f"[{host}]", "localhost", socket.gethostname().lower()}
 
 
-def create_app(model, tokenizer, saved, host, port, longest):
+def create_app(model: DiffusionModel, tokenizer: Tokenizer, saved: dict, host: str, port: int, longest: int) -> Flask:
     """The Flask app: the page, two JSON documents and the WebSocket, for one model that one generation at a time may use."""
     app = Flask(__name__, static_folder=None)
     app.config.update(SOCK_SERVER_OPTIONS={"max_message_size": MESSAGE_BYTES, "ping_interval": PATIENCE}, MAX_CONTENT_LENGTH=MESSAGE_BYTES)

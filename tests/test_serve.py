@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from simple_websocket import Client, ConnectionClosed
 from simple_websocket import ConnectionError as Refused
 
+import sample
+import serve
+from model import Config, DiffusionModel, checkpoint_of, save_checkpoint
+from prepare import Tokenizer
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import sample  # noqa: E402
-import serve  # noqa: E402
-from model import Config, DiffusionModel, checkpoint_of, save_checkpoint  # noqa: E402
-from prepare import Tokenizer  # noqa: E402
 
 
 def prepared(base):
