@@ -56,7 +56,8 @@ text2 = ""                  # the other text
 NGRAM_ORDER = 4             # of the n-gram baseline; on one book a fifth token gains nothing measurable
 RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)        # mask rates of the masked perplexity
 MASK_DRAWS = 4              # masks per sequence and rate
-REPLICATES = 200            # bootstrap samples of the book's own style
+REPLICATES = 200            # bootstrap samples of the book's own style,
+RUN = 4                     # in runs of this many neighbouring passages
 FUNCTION_WORDS = frozenset("""a about above after again against all although am among an and any are as at be because been before being
     below between both but by can could did do does down during each either else even every few for from had has have he her hers him his
     how however i if in into is it its itself may me might more most much must my myself neither no nor not now of off on once only or
@@ -160,11 +161,10 @@ def yules_k(words):
     return 1e4 * (sum(c * c for c in Counter(words).values()) - len(words)) / len(words) ** 2
 
 
-def burrows_delta(frequencies, documents):
-    """Mean over words of |z| of a text's relative frequencies (W,) against documents (D, W) (Burrows 2002), words that never vary left out."""
-    spread = documents.std(axis=0)
-    varies = spread > 0
-    return float(np.mean(np.abs(frequencies - documents.mean(axis=0))[varies] / spread[varies]))
+def burrows_delta(first, second, spread):
+    """Mean over words of |z - z'|, how far two texts' relative frequencies (W,) lie apart in standard deviations of a corpus, `spread`
+    (W,) (Burrows 2002; this form: Argamon 2008); words that never vary are left out."""
+    return float(np.mean((np.abs(first - second) / np.where(spread > 0, spread, 1))[spread > 0]))
 
 
 def jensen_shannon(p, q):
@@ -278,72 +278,61 @@ def parsed(text):
     return sentences, phrases
 
 
-class Traits(NamedTuple):
-    """What one passage contributes to the measures of the sample that it is in."""
-    words: list
-    sentences: list             # lengths in words
-    numbers: dict               # punctuation marks; the two grades
-    profiles: dict              # name -> Counter
-
-
 def traits(text, punkt, english):
-    """text -> Traits; punkt splits sentences."""
+    """(words, sentence lengths in words, {name: number}, {name: Counter}): what a passage contributes to its sample's measures."""
     text = " ".join(text.split())
     words = words_of(text)
     lengths = [n for part in punkt.tokenize(text) for piece in re.split(r"(?<=[。！？])", part) if (n := len(words_of(piece)))]
-    numbers = {"punctuation": len(re.findall(r"[^\w\s]", text)) - sum(len(re.findall(r"\W", word)) for word in words)}
-    profiles = {"words": Counter(words), "sentence_profile": Counter(min(n // 4, 20) for n in lengths),
+    numbers = {"punctuation": (len(re.findall(r"[^\w\s]", text)) - sum(len(re.findall(r"\W", word)) for word in words)) / len(words)}
+    profiles = {"words": Counter(words), "sentence_profile": Counter(str(n // 4) for n in lengths),
                 "character_profile": Counter("".join(gram) for gram in ngrams(text.lower(), 3))}
     if english:
         import textstat
         tags, phrases = parsed(text)
-        numbers |= {"flesch_kincaid": textstat.flesch_kincaid_grade(text), "gunning_fog": textstat.gunning_fog(text)}
-        profiles |= {"function_profile": Counter(word for word in words if word in FUNCTION_WORDS), "chunk_profile": Counter(phrases),
+        function_words = [word for word in words if word in FUNCTION_WORDS]
+        numbers |= {"flesch_kincaid": textstat.flesch_kincaid_grade(text), "gunning_fog": textstat.gunning_fog(text), "function_words": len(function_words) / len(words)}
+        profiles |= {"function_profile": Counter(function_words), "chunk_profile": Counter(phrases),
                      "tag_profile": Counter(" ".join(pair) for sentence in tags for pair in pairwise(sentence))}
-    return Traits(words, lengths, numbers, profiles)
+    return words, lengths, numbers, profiles
 
 
 def style(book_passages, groups, english, seed=0):
     """Is a sample of passages inside the book's own variation?
 
-    book_passages: many texts of one length; groups: {name: K passages of that length}. K passages drawn from the book, again and again
-    (the bootstrap), show how each measure varies where the style is the book's by definition; profiles and coverage are taken against
-    the rest of the book. `range` holds 95 % of these draws. `distance` sums up: the root mean square over the measures of the deviation
-    in the draws' standard deviations (upwards alone where the measure is itself a distance); `limit` is what 99 of 100 draws stay under.
+    book_passages: many texts of one length; groups: {name: K passages of that length}. K passages drawn from the book in runs of
+    neighbours, again and again (a block bootstrap, Künsch 1989; without replacement, for a passage that came twice would look
+    repetitive), show how each measure varies where the style is the book's by definition; profiles and coverage are taken against the
+    rest of the book. `range` holds 95 % of these draws. `distance` sums up: the root mean square over the measures of the deviation in
+    the draws' standard deviations (upwards alone for what is itself a distance); `limit` is what 99 of 100 draws stay under.
     """
     from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
     from sklearn.feature_extraction import DictVectorizer
     punkt = PunktSentenceTokenizer(PunktTrainer(" ".join(book_passages)).get_params())
     size, n = len(next(iter(groups.values()))), len(book_passages)
-    everything = [traits(text, punkt, english) for group in (book_passages, *groups.values()) for text in group]
-    tables = {name: DictVectorizer().fit_transform([t.profiles[name] for t in everything]) for name in everything[0].profiles}
+    words, lengths, numbers, profiles = zip(*(traits(text, punkt, english) for group in (book_passages, *groups.values()) for text in group))
+    tables = {name: DictVectorizer().fit_transform([p[name] for p in profiles]) for name in profiles[0]}
     book_total = {name: np.asarray(table[:n].sum(0))[0] for name, table in tables.items()}
     top = np.argsort(-book_total["words"], kind="stable")[:150]
 
-    def measure(rows, of_the_book):
-        """({measure: value}, relative frequencies of the top words, sentence lengths) of these passages."""
-        some = [everything[i] for i in rows]
-        words = [word for t in some for word in t.words]
-        lengths = [length for t in some for length in t.sentences]
+    def measure(rows):
+        """({measure: value}, relative frequencies of the top words here and in the rest of the book) of these passages."""
+        own_words, own_lengths = ([x for i in rows for x in lists[i]] for lists in (words, lengths))
         sums = {name: np.asarray(table[rows].sum(0))[0] for name, table in tables.items()}
-        rest = {name: book_total[name] - sums[name] if of_the_book else book_total[name] for name in sums}
-        values = {"sentence_length": np.mean(lengths), "sentence_spread": np.std(lengths), "type_token_ratio": type_token_ratio(words),
-                  "mattr": mattr(words), "mtld": min(mtld(words), 1e6), "yules_k": yules_k(words),
-                  "coverage": sums["words"][rest["words"] > 0].sum() / len(words),
-                  "punctuation": sum(t.numbers["punctuation"] for t in some) / len(words)}
-        if english:
-            values["function_words"] = sum(word in FUNCTION_WORDS for word in words) / len(words)
-            values |= {name: np.mean([t.numbers[name] for t in some]) for name in ("flesch_kincaid", "gunning_fog")}
+        rest = {name: book_total[name] - sums[name] * (rows[0] < n) for name in sums}          # a draw from the book is not compared with itself
+        values = {"sentence_length": np.mean(own_lengths), "sentence_spread": np.std(own_lengths), "type_token_ratio": type_token_ratio(own_words),
+                  "mattr": mattr(own_words), "mtld": min(mtld(own_words), 1e6), "yules_k": yules_k(own_words),
+                  "coverage": sums["words"][rest["words"] > 0].sum() / len(own_words)}
+        values |= {name: np.mean([numbers[i][name] for i in rows]) for name in numbers[0]}
         values |= {name: jensen_shannon(sums[name], rest[name]) for name in sums if name != "words"}
-        return {name: float(value) for name, value in values.items()}, sums["words"][top] / len(words), lengths
+        return {name: float(value) for name, value in values.items()}, sums["words"][top] / len(own_words), rest["words"][top] / rest["words"].sum()
 
-    rng = np.random.default_rng(seed)
-    draws = [measure(np.sort(rng.choice(n, size, replace=False)), True) for _ in range(REPLICATES)]
-    measured = {name: measure(np.arange(n + i * size, n + (i + 1) * size), False) for i, name in enumerate(groups)}
-    documents = np.stack([frequencies for _, frequencies, _ in draws])
-    for values, frequencies, _ in [*draws, *measured.values()]:
-        values["delta"] = burrows_delta(frequencies, documents)
-    own = {name: np.array([values[name] for values, _, _ in draws]) for name in STYLE if name in draws[0][0]}
+    rng, starts = np.random.default_rng(seed), np.arange(0, n - RUN + 1, RUN)
+    draws = [measure((rng.permutation(starts)[:-(-size // RUN), None] + np.arange(RUN)).ravel()[:size]) for _ in range(REPLICATES)]
+    measured = {name: measure(np.arange(n + i * size, n + (i + 1) * size)) for i, name in enumerate(groups)}
+    spread_of_words = np.std([here for _, here, _ in draws], axis=0)
+    for values, here, there in [*draws, *measured.values()]:
+        values["delta"] = burrows_delta(here, there, spread_of_words)
+    own = {name: np.array([values[name] for values, *_ in draws]) for name in STYLE if name in draws[0][0]}
     own = {name: values for name, values in own.items() if values.std() > 0}            # what never varies measures nothing
 
     def deviations(values):
@@ -351,37 +340,33 @@ def style(book_passages, groups, english, seed=0):
         return {name: max(value, 0.0) if STYLE[name][2] == LESS else value for name, value in z.items()}
 
     def distance(values):
-        return math.sqrt(np.mean([z * z for z in deviations(values).values()]))
+        return float(np.sqrt(np.mean(np.square(list(deviations(values).values())))))
 
-    def histogram(lengths):                                     # shares of sentences of 1-5, 6-10, ... words, the last bin open
-        return (np.bincount([min((length - 1) // 5, 15) for length in lengths], minlength=16) / len(lengths)).tolist()
-
-    limit = float(np.quantile([distance(values) for values, _, _ in draws], 0.99))
-    result = {"passages": size, "words_per_passage": len(everything[0].words), "limit": limit, "distance": {}, "in_style": {}, "measures": {},
-              "sentence_lengths": {"book": histogram([length for t in everything[:n] for length in t.sentences])}}
-    for name, (values, _, lengths) in measured.items():
-        result["distance"][name] = distance(values)
-        result["in_style"][name] = result["distance"][name] <= limit
-        result["sentence_lengths"][name] = histogram(lengths)
+    limit = float(np.quantile([distance(values) for values, *_ in draws], 0.99))
+    distances = {name: distance(values) for name, (values, *_) in measured.items()}
+    measures = {}
     for name, values in own.items():
         low, high = np.quantile(values, [0, 0.95] if STYLE[name][2] == LESS else [0.025, 0.975])
-        result["measures"][name] = {"unit": STYLE[name][1], "range": [float(low), float(high)]} | {
-            group: {"value": found[0][name], "deviation": deviations(found[0])[name]} for group, found in measured.items()}
-    return result
+        measures[name] = {"unit": STYLE[name][1], "range": [float(low), float(high)]} | {
+            group: {"value": found[name], "deviation": deviations(found)[name]} for group, (found, *_) in measured.items()}
+    shares = {name: np.bincount([min((length - 1) // 5, 15) for i in rows for length in lengths[i]], minlength=16) for name, rows in
+              {"book": range(n), **{name: range(n + i * size, n + (i + 1) * size) for i, name in enumerate(groups)}}.items()}
+    return {"passages": size, "words_per_passage": len(words[0]), "limit": limit, "distance": distances, "measures": measures,
+            "in_style": {name: value <= limit for name, value in distances.items()},
+            "sentence_lengths": {name: (counts / counts.sum()).tolist() for name, counts in shares.items()}}       # of 1-5, 6-10, ... words
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
     """`style` of samples and controls of one number and length against the book, or None with the reason in notes."""
     lengths = sorted(len(words_of(text)) for text in completions)
-    length = lengths[len(lengths) // 10]                        # the few texts shorter than this are left out
-    texts = {"generated": completions, "held_out": [held_out_text]}
+    length = max(1, lengths[len(lengths) // 10])                # the few texts shorter than this are left out
+    groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]], "held_out": passages_of(held_out_text, length)}
     if control:
-        texts["control"] = ["\n\n".join(paragraph for paragraph, _ in clean(read_book(control)[0]))]
-    passages = passages_of(train_text, max(1, length))
-    groups = {name: [p for text in group for p in passages_of(text, max(1, length))[:1 if name == "generated" else None]] for name, group in texts.items()}
+        groups["control"] = passages_of("\n\n".join(paragraph for paragraph, _ in clean(read_book(control)[0])), length)
+    passages = passages_of(train_text, length)
     size = min(len(passages) // 4, *map(len, groups.values()))
-    if length < 25 or size < 4:
-        notes.append("Style is not measured: it wants at least 4 texts of 25 words from each source and 16 such passages of the book; here, at "
+    if length < 25 or size < RUN:
+        notes.append(f"Style is not measured: it wants {RUN} texts of 25 words from each source and four times as many passages of the book; here, at "
                      f"{length} words, are " + ", ".join(f"{len(group)} {GROUPS[name]}" for name, group in groups.items()) + f" and {len(passages)} of the book.")
         return None
     groups = {name: spread(group, size) for name, group in groups.items()}
@@ -854,47 +839,6 @@ def plots(results, names):
     return drawn
 
 
-PAGE = string.Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>$title</title><style>
-:root { color-scheme: light dark; --paper: #fbfaf6; --card: #fff; --ink: #22252b; --faint: #dcdad2; --quiet: #666b73;
-        --generated: #2456b8; --held_out: #14804f; --shuffled: #b4501e; --control: #8a4fae; --book: #a3a8b0; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15171b; --card: #1d2025; --ink: #e6e6e3; --faint: #363a42; --quiet: #a0a5ad;
-        --generated: #7fa9ff; --held_out: #5cc99a; --shuffled: #f09a6a; --control: #cf9bea; --book: #737983; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 70rem; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif;
-       overflow-wrap: anywhere; }
-h1, h2 { font: 600 1.35rem/1.3 Georgia, serif; margin: 2.6rem 0 .4rem; } h1 { font-size: clamp(1.6rem, 5vw, 2.3rem); margin: 0; }
-p { max-width: 46rem; margin: .5rem 0; } .quiet, figcaption, .unit { color: var(--quiet); font-size: .87rem; } .unit { display: block; }
-.row { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); margin: 1rem 0; align-items: start; }
-section, figure, blockquote { background: var(--card); border: 1px solid var(--faint); border-radius: 10px; padding: .9rem 1.1rem; margin: 0; }
-section h3 { margin: 0; font-size: 1rem; } .good { color: var(--held_out); } .bad { color: var(--shuffled); } .next { color: var(--generated); }
-ul { margin: .4rem 0 0; padding-left: 1.1rem; } li { margin: .35rem 0; } svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .93rem; }
-th, td { text-align: left; padding: .38rem .7rem .38rem 0; border-bottom: 1px solid var(--faint); vertical-align: top; } th { color: var(--quiet); font-weight: 500; }
-.in::after { content: " ✓"; color: var(--held_out); } .out::after { content: " ✗"; color: var(--shuffled); }
-blockquote p { margin: 0; white-space: pre-wrap; font-family: Georgia, serif; }
-@media (max-width: 640px) { body { padding: 1.2rem .8rem 3rem; } figure { padding: .5rem; } thead { display: none; } tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--faint); }
-  td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .12rem 0; text-align: right; } td::before { content: attr(data-label); color: var(--quiet); text-align: left; }
-  td:first-child { display: block; text-align: left; font-weight: 600; } td:first-child::before { content: none; } .unit { display: inline; font-weight: 400; } }
-</style></head><body>
-<h1>$title</h1><p class="quiet">$about</p>
-<div class="row">$summary</div>
-<h2>How well does it predict?</h2>
-<p>The figure that can be compared across models, vocabularies and books: how many bits the model needs for each byte of text that it has never seen. $bound</p>
-<div class="row">$bits$rates</div>$predictions
-<h2>Is it in the book's style?</h2>$style
-<h2>Does it recite?</h2>
-<p>What it wrote, looked up token by token in the training text. Held-out chapters by the same hand show how much overlap is only natural.</p>
-<div class="row">$novelty<div>$memorization</div></div><div class="row">$copied</div>
-<h2>Is it varied?</h2>
-<p>Texts from several prompts and seeds, beside as many held-out passages of the same length. Nearest to held-out is best; the arrow says which way usually improves a weak model.</p>$diversity
-<h2>How fast is it?</h2>$speed
-<h2>What it writes</h2><div class="row">$samples</div>
-<h2>How this was measured</h2>$notes
-</body></html>
-""")
-
-
 def style_section(styled, figure):
     """The part of the page that asks whether it is in the book's style."""
     if not styled:
@@ -945,7 +889,7 @@ def page(results, names):
              f"Samples: {', '.join(f'{k} {v}' for k, v in r['sampling'].items())}; seeds from {r['seed']}. Memorization compares tokens, the other measures of text words in lower "
              "case; held-out passages are from both held-out splits."]
     trained = "".join(f", {key} {r['trained'][key]:,.4g}" for key in ("step", "epoch") if r["trained"][key] is not None)
-    return PAGE.substitute(
+    return string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         title=html.escape(f"A model of {r['book']}, measured"), notes="".join(f"<p>{html.escape(note)}</p>" for note in notes), predictions=predictions,
         about=html.escape(f"{r['checkpoint']}: {'causal' if r['causal'] else 'diffusion'} model, {r['parameters']:,} parameters{trained}; {like['bytes']:,} bytes ({like['tokens']:,} tokens) of held-out text."),
         summary="".join(f'<section><h3 class="{key}">{titles[key]}</h3><ul>{items}</ul></section>' for key, items in lists.items()),
