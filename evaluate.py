@@ -57,7 +57,7 @@ NGRAM_ORDER = 4             # of the n-gram baseline; on one book a fifth token 
 RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)        # mask rates of the masked perplexity
 MASK_DRAWS = 4              # masks per sequence and rate
 REPLICATES = 200            # bootstrap samples of the book's own style,
-RUN = 4                     # in runs of this many neighbouring passages
+RUN = 8                     # in runs of this many neighbouring passages, about a scene
 FUNCTION_WORDS = frozenset("""a about above after again against all although am among an and any are as at be because been before being
     below between both but by can could did do does down during each either else even every few for from had has have he her hers him his
     how however i if in into is it its itself may me might more most much must my myself neither no nor not now of off on once only or
@@ -326,8 +326,8 @@ def style(book_passages, groups, english, seed=0):
         values |= {name: jensen_shannon(sums[name], rest[name]) for name in sums if name != "words"}
         return {name: float(value) for name, value in values.items()}, sums["words"][top] / len(own_words), rest["words"][top] / rest["words"].sum()
 
-    rng, starts = np.random.default_rng(seed), np.arange(0, n - RUN + 1, RUN)
-    draws = [measure((rng.permutation(starts)[:-(-size // RUN), None] + np.arange(RUN)).ravel()[:size]) for _ in range(REPLICATES)]
+    rng = np.random.default_rng(seed)
+    draws = [measure((rng.permutation(n // RUN)[:-(-size // RUN), None] * RUN + np.arange(RUN) + rng.integers(n)).ravel()[:size] % n) for _ in range(REPLICATES)]
     measured = {name: measure(np.arange(n + i * size, n + (i + 1) * size)) for i, name in enumerate(groups)}
     spread_of_words = np.std([here for _, here, _ in draws], axis=0)
     for values, here, there in [*draws, *measured.values()]:
@@ -365,8 +365,8 @@ def measure_style(train_text, held_out_text, completions, english, notes):
         groups["control"] = passages_of("\n\n".join(paragraph for paragraph, _ in clean(read_book(control)[0])), length)
     passages = passages_of(train_text, length)
     size = min(len(passages) // 4, *map(len, groups.values()))
-    if length < 25 or size < RUN:
-        notes.append(f"Style is not measured: it wants {RUN} texts of 25 words from each source and four times as many passages of the book; here, at "
+    if length < 25 or size < 4:
+        notes.append("Style is not measured: it wants four texts of 25 words from each source and four times as many passages of the book; here, at "
                      f"{length} words, are " + ", ".join(f"{len(group)} {GROUPS[name]}" for name, group in groups.items()) + f" and {len(passages)} of the book.")
         return None
     groups = {name: spread(group, size) for name, group in groups.items()}
