@@ -32,6 +32,7 @@ from model import (
     Config,
     DiffusionModel,
     checkpoint_of,
+    choose_threads,
     count_parameters,
     denoise,
     draw_masks,
@@ -392,6 +393,7 @@ def main():
         config = Config(tokenizer["vocab_size"], block_size, n_layer, n_head, n_embd, dropout, causal, rope_base)
     except ValueError as error:
         fail(error)
+    choose_threads(config)
     net = DiffusionModel(config)
     if saved:
         net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])

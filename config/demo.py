@@ -15,6 +15,6 @@ carry_over = True          # one cosine over both stages
 
 stages = [                 # few masks first, then the range that sampling needs; the whole text in both
     {"name": "few masks", "data": "stage3", "mask_rate": [0.05, 0.5], "replay": 0.0, "epochs": 1000, "max_steps": 1600, "lr_factor": 1.0},
-    {"name": "all masks", "data": "stage3", "mask_rate": [0.0, 1.0], "replay": 0.0, "epochs": 1000, "max_steps": 3200, "lr_factor": 1.0},
+    {"name": "all masks", "data": "stage3", "mask_rate": [0.0, 1.0], "replay": 0.0, "epochs": 1000, "max_steps": 4000, "lr_factor": 1.0},
 ]
 eval_interval = 400
