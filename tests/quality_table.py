@@ -49,7 +49,7 @@ def main():
         if not twin.config.causal or twin.config.vocab_size != model.config.vocab_size:
             fail(f"{judge} is no causal twin of {checkpoint}")
     else:
-        ngram = evaluate.NGram(ORDER, model.config.n_text).fit(rows_of["stage3_train"])
+        ngram = evaluate.NGram(ORDER, model.config.n_text, rows_of["stage3_train"])
 
     def figures(rows):
         """Bits per byte under the judge, entropy, repetition of a list of lists of ids."""
@@ -82,11 +82,11 @@ def main():
     for order in ORDERS:
         for steps in STEPS:
             row(f"{order}, {steps}", order=order, steps=steps)
-    for name, value in (("threshold", 0.9), ("threshold", 0.7), ("entropy_bound", 0.5), ("entropy_bound", 2.0)):
-        row(f"margin, up to 64, {name} {value}", steps=64, **{name: value})
+    for name, value in (("threshold", 0.5), ("threshold", 0.3), ("threshold", 0.2), ("entropy_bound", 4.0), ("entropy_bound", 8.0), ("entropy_bound", 16.0)):
+        row(f"margin, up to 64, {name} {value}", order="margin", steps=64, **{name: value})
+    row("margin, 64, remask 0.1", order="margin", steps=64, remask=0.1)
     for block in (8, 16, 32):
-        row(f"margin, {block} per block of {block}", steps=block, block_size=block)
-    row("margin, 64, remask 0.1", steps=64, remask=0.1)
+        row(f"margin, one call a token, blocks of {block}", order="margin", steps=block, block_size=block)
     bits, entropy, repetition = figures([r[:length] for r in rows_of["test"]])
     print(f"| the book, held out | | {bits:.2f} | {entropy:.2f} | {repetition:.0%} | |")
     print(json.dumps(table), file=sys.stderr)
