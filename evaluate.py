@@ -806,7 +806,7 @@ def plots(results, names):
     bars = [(name, r["likelihood"]["bits_per_byte"], 2 * (r["likelihood"]["bits_per_byte_se"] or 0), "control" if i else "generated") for i, (name, r) in enumerate(zip(names, results))]
     bars += [(f"{floor['ngram_order']}-gram table", floor["ngram_bits_per_byte"], 0, "book"), (f"compressor ({floor['compressor']})", floor["compressor_bits_per_byte"], 0, "book"),
              ("word frequencies", floor["unigram_bits_per_byte"], 0, "book")]
-    figure, axes = plt.subplots(figsize=(4.8, 0.8 + 0.36 * len(bars)))
+    figure, axes = plt.subplots(figsize=(3.7, 0.8 + 0.36 * len(bars)))
     for i, (_, value, error, ink) in enumerate(bars):
         axes.barh(i, value, xerr=error, color=INKS[ink], ecolor=INKS["ink"], height=0.62)
         axes.text(value + error + 0.03, i, f"{value:.3f}", va="center")
@@ -824,7 +824,7 @@ def plots(results, names):
         measures = first["style"]["measures"]
         lines("sentences", [(GROUPS[g], g, np.arange(3, 83, 5), [100 * v for v in first["style"]["sentence_lengths"][g]]) for g in ("book", "held_out", "generated")],
               xlabel="words in a sentence (the last: 76 and more)", ylabel="share of sentences, %")
-        figure, axes = plt.subplots(figsize=(4.8, 0.9 + 0.24 * len(measures)))
+        figure, axes = plt.subplots(figsize=(2.9, 0.9 + 0.26 * len(measures)))
         axes.axvspan(-2, 2, color=INKS["book"], alpha=0.25, lw=0)
         for group, marker in (("shuffled", "x"), ("control", "^"), ("held_out", "D"), ("generated", "o")):
             if group in first["style"]["distance"]:
@@ -834,7 +834,7 @@ def plots(results, names):
         axes.set(xlim=(-12.8, 12.8), xlabel="standard deviations from the book's own passages")
         axes.grid(axis="y", color=INKS["faint"], lw=0.5)
         axes.invert_yaxis()
-        figure.legend(*axes.get_legend_handles_labels(), ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), columnspacing=1)
         finish("style", figure)
     return drawn
 
@@ -888,7 +888,7 @@ def page(results, names):
              "places. ± and the line at a bar's end are two standard errors over sequences. All of the text's bytes are counted, whatever the vocabulary.",
              f"Samples: {', '.join(f'{k} {v}' for k, v in r['sampling'].items())}; seeds from {r['seed']}. Memorization compares tokens, the other measures of text words in lower "
              "case; held-out passages are from both held-out splits."]
-    trained = "".join(f", {key} {r['trained'][key]:,.4g}" for key in ("step", "epoch") if r["trained"][key] is not None)
+    trained = "".join(f", {key} {number(r['trained'][key])}" for key in ("step", "epoch") if r["trained"][key] is not None)
     return string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         title=html.escape(f"A model of {r['book']}, measured"), notes="".join(f"<p>{html.escape(note)}</p>" for note in notes), predictions=predictions,
         about=html.escape(f"{r['checkpoint']}: {'causal' if r['causal'] else 'diffusion'} model, {r['parameters']:,} parameters{trained}; {like['bytes']:,} bytes ({like['tokens']:,} tokens) of held-out text."),

@@ -235,7 +235,7 @@ def trained_on(passage, folder, name, steps=0, causal=False, **training):
     """A checkpoint for the book in folder that has seen nothing but this passage (ids), so many times."""
     tokenizer = Tokenizer.load(folder / "data" / name / "tokenizer.json")
     torch.manual_seed(0)
-    net = m.DiffusionModel(m.Config(tokenizer.vocab_size, 64, 2, 2, 64, causal=causal, rope_base=100.0))
+    net = m.DiffusionModel(m.Config(tokenizer.vocab_size, 64, 2, 2, 64, causal=causal))
     optimizer, tokens = torch.optim.AdamW(net.parameters(), 3e-3), torch.tensor(passage).repeat(8, 1)
     for _ in range(steps):
         loss = m.weighted_loss(net, tokens, m.draw_masks(tokens, net.config), net.config) / tokens.numel()
@@ -256,15 +256,18 @@ def stream(folder, name):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """The repository's book, prepared; a diffusion model in out/ that knows one passage of its training text by heart, a causal one in twin/."""
+    """The repository's book, prepared; in out/ a diffusion model that has hardly begun to learn a passage of its training text, in twin/ a causal
+    one that knows it by heart."""
     folder = tmp_path_factory.mktemp("evaluate")
     run(folder, ROOT / "book.txt", script="prepare.py")
     data = folder / "data/book"
-    passage = stream(data, "stage3_train")[2000:2064]
+    ids, tokenizer = stream(data, "stage3_train"), Tokenizer.load(data / "tokenizer.json")
+    begin = ids.index(tokenizer.tokens.index(b"\n\n"), 2000) + 1
+    passage = ids[begin:begin + 64]
     hashes = {name: e.hashlib.sha256((data / f"{name}.bin").read_bytes()).hexdigest() for name in ("stage3_train", "val", "test")}
-    saved(folder, "out", trained_on(passage, folder, "book", 250, step=250, epoch=1.0, data=hashes))
-    saved(folder, "twin", trained_on(passage, folder, "book", 5, causal=True, data=hashes))
-    (folder / "prompts.txt").write_text(Tokenizer.load(data / "tokenizer.json").decode(passage[:8]) + "\n", encoding="utf-8")
+    saved(folder, "out", trained_on(passage, folder, "book", 20, step=20, epoch=1.0, data=hashes))
+    saved(folder, "twin", trained_on(passage, folder, "book", 80, causal=True, data=hashes))
+    (folder / "prompts.txt").write_text(tokenizer.decode(passage[:8]) + "\n", encoding="utf-8")
     return folder
 
 
@@ -290,7 +293,7 @@ def test_the_whole_evaluation_twice_with_the_contracts_keys(prepared, capsys):
     held_out = Tokenizer.load(prepared / "data/book/tokenizer.json").decode(test)
     assert all(s["prompt"].split()[0] in held_out for s in first["samples"])
     assert first["speed"]["tokens_per_second"] > 0 and first["speed"]["calls_per_text"] == 25 and first["speed"]["memory_gb"] > 0
-    assert not re.search(r"(src|href)=[\"']?(?!#)|@import|url\(https?:", page)  # one file that needs no network
+    assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', page)  # one file that needs no network
     cells = re.findall(r"<tr><td data-label=\"Measure\">(.*?)</td>", page)
     assert len(cells) > 30 and all(re.search(r'<span class="unit">[^<]+</span>', cell) for cell in cells)       # every row says its unit
     assert all(re.search("[↑↓↔]", cell) for cell in cells if "Text looked at" not in cell)                      # and which way is better
@@ -298,11 +301,11 @@ def test_the_whole_evaluation_twice_with_the_contracts_keys(prepared, capsys):
 
 
 def test_a_recited_passage_shows_as_memorized(prepared, capsys):
-    run(prepared, "--prompts=prompts.txt", "--points=10", "--max_tokens=50", "--sampling.temperature=0.3", "--split=val")
-    found = evaluation(prepared)
+    run(prepared, "--out_dir=twin", "--prompts=prompts.txt", "--points=10", "--max_tokens=50", "--split=val")
+    found = evaluation(prepared, "twin")
     mine, human = found["memorization"]["generated"], found["memorization"]["held_out"]
     assert mine["longest_run_tokens"] >= 30 > human["longest_run_tokens"] and mine["copied_share"] > 0.8 > 0.2 > human["copied_share"]
-    assert mine["longest_run_text"].strip() in e.Tokenizer.load(prepared / "data/book/tokenizer.json").decode(stream(prepared / "data/book", "stage3_train")) if hasattr(e, "Tokenizer") else True
+    assert mine["longest_run_text"] in Tokenizer.load(prepared / "data/book/tokenizer.json").decode(stream(prepared / "data/book", "stage3_train"))
     assert mine["novelty"]["8"] < 0.2 < 0.8 < human["novelty"]["8"] and "- It recites:" in capsys.readouterr().out
     assert {s["prompt"] for s in found["samples"]} == {(prepared / "prompts.txt").read_text(encoding="utf-8").strip()} and found["split"] == "val"
 
@@ -322,7 +325,8 @@ def test_held_out_text_planted_in_the_training_data_shows(prepared, tmp_path, ca
 
 def test_side_by_side_with_a_causal_twin_as_judge(prepared, capsys):
     other = books()[-1]
-    run(prepared, "--compare=twin", "--left_to_right", "--points=10", "--n_prompts=4", "--n_seeds=2", f"--control={other}")
+    run(prepared, "--compare=twin", "--left_to_right", "--points=10", "--n_prompts=4", "--n_seeds=2", "--sampling.temperature=1.0", "--sampling.top_k=0",
+        "--sampling.top_p=1.0", f"--control={other}")
     found, page = evaluation(prepared), (prepared / "out/evaluation.html").read_text(encoding="utf-8")
     [twin] = found["compare"]
     assert twin["causal"] and twin["likelihood"]["exact"] and not found["likelihood"]["exact"]
