@@ -500,14 +500,6 @@ def compressor(train, held_out):
 
 # ---- a checkpoint and its book ---------------------------------------------------------------------------------------
 
-class Book(NamedTuple):
-    """What prepare.py made of a book, checked to be what the checkpoint was trained on."""
-    name: str
-    streams: dict               # "stage3_train", "val", "test" -> lists of ids
-    texts: dict                 # "train", "held_out" -> str
-    openings: list              # of the split's sentences: prompts
-
-
 def folder_of(name=""):
     """data/<name>, or that of the book prepared last; ends in fail() where there is none."""
     latest = Path("data/latest")
@@ -517,7 +509,10 @@ def folder_of(name=""):
 
 
 def open_book(path, saved):
-    """The Book for a checkpoint; ends in fail() where its data are gone or differ from what it was trained on."""
+    """What prepare.py made of a checkpoint's book; ends in fail() where that is gone or differs from what it was trained on.
+
+    Returns (name, {stream: lists of ids}, training text, held-out text, openings of the split's sentences).
+    """
     training = saved.get("training", {})
     folder = folder_of(book or training.get("dataset"))
     if json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) != saved["tokenizer"]:
@@ -536,18 +531,16 @@ def open_book(path, saved):
         run = list(run)
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
     openings = [" ".join(words[:6]) for s in segments if s["split"] == split and len(words := text[s["start"]:s["end"]].split()) >= 10]
-    return Book(folder.name, streams, {"train": texts[True], "held_out": texts[False]}, openings)
+    return folder.name, streams, texts[True], texts[False], openings
 
 
 def choose_prompts(openings, notes):
-    """n_prompts of the openings, or the first ones of a file of prompts."""
+    """n_prompts of the openings, drawn with the seed, or the first ones of a file of prompts."""
     if prompts:
-        openings = [line.strip() for line in read_book(prompts)[0].splitlines() if line.strip()]
-        return openings[:n_prompts]
+        return [line.strip() for line in read_book(prompts)[0].splitlines() if line.strip()][:n_prompts]
     if not openings:
         notes.append("The held-out text has no sentence of ten words to take an opening from: the samples are written without a prompt.")
-        return [""]
-    return [openings[i] for i in sorted(np.random.default_rng(seed).permutation(len(openings))[:n_prompts])]
+    return [openings[i] for i in sorted(np.random.default_rng(seed).permutation(len(openings))[:n_prompts])] or [""]
 
 
 def write_samples(model, tokenizer, chosen):
@@ -589,8 +582,8 @@ class Evaluated(NamedTuple):
 def evaluate_checkpoint(path, advance):
     """Everything about one checkpoint but what others say of it."""
     model, tokenizer, saved = sample.load(path, device)
-    data, notes, training = open_book(path, saved), [], saved.get("training", {})
-    train, held_out = data.streams["stage3_train"], data.streams[split]
+    name, streams, train_text, held_out_text, openings = open_book(path, saved)
+    notes, training, train, held_out = [], saved.get("training", {}), streams["stage3_train"], streams[split]
     train_ids, held_bytes = [i for ids in train for i in ids], tokenizer.decode_bytes([i for ids in held_out for i in ids])
     pieces = chop(held_out, model.config.block_size)
     sizes = np.array([len(tokenizer.decode_bytes(ids)) for ids in pieces])
@@ -603,15 +596,15 @@ def evaluate_checkpoint(path, advance):
     advance("baselines")
     unigram, ngram = (NGram(order, model.config.n_text, train) for order in (1, NGRAM_ORDER))
     unigram_nats, ngram_nats = (np.array([m.nats(ids).sum() for ids in pieces]) for m in (unigram, ngram))     # their context ends where the network's does
-    name, cost = compressor(tokenizer.decode_bytes(train_ids), held_bytes)
+    program, cost = compressor(tokenizer.decode_bytes(train_ids), held_bytes)
     floor = {"unigram_bits_per_byte": bits_per_byte(unigram_nats, sizes)[0], "ngram_bits_per_byte": bits_per_byte(ngram_nats, sizes)[0], "ngram_order": NGRAM_ORDER,
-             "compressor_bits_per_byte": cost, "compressor": name, "unigram_bits_per_token": float(unigram_nats.sum() / figures["tokens"] / math.log(2))}
+             "compressor_bits_per_byte": cost, "compressor": program, "unigram_bits_per_token": float(unigram_nats.sum() / figures["tokens"] / math.log(2))}
     figures["gain_over_ngram"], figures["gain_over_ngram_se"] = bits_per_byte(ngram_nats - nats, sizes)
 
     advance("writing samples")
-    samples, speed = write_samples(model, tokenizer, choose_prompts(data.openings, notes))
+    samples, speed = write_samples(model, tokenizer, choose_prompts(openings, notes))
     longest, shortest = (f(len(s["ids"]) for s in samples) for f in (max, min))
-    human = [ids for ids in chop(data.streams["val"] + data.streams["test"], longest) if len(ids) >= shortest]
+    human = [ids for ids in chop(streams["val"] + streams["test"], longest) if len(ids) >= shortest]
     n = min(len(human), len(samples))
     if n < len(samples):
         notes.append(f"Held-out text makes only {n} passages as long as the samples: they are compared with {n or len(samples)} of {len(samples)} samples.")
@@ -620,11 +613,11 @@ def evaluate_checkpoint(path, advance):
     texts = {group: [tokenizer.decode(i) for i in members] for group, members in ids.items()}
 
     advance("memorization, diversity and similarity")
-    english = is_english(words_of(data.texts["train"]))
+    english = is_english(words_of(train_text))
     if not english:
         notes.append("The book is not in English: readability, function words, parts of speech and phrases are not measured.")
     length = int(np.median([len(words_of(text)) for text in texts["generated"]]))
-    passages = passages_of(data.texts["train"], max(20, length)) or [data.texts["train"]]
+    passages = passages_of(train_text, max(20, length)) or [train_text]
     alike = Similarity(passages, english)
     similarity = {group: {respect: float(values.mean()) for respect, values in alike.between(members, spread(passages, 100)).items()} for group, members in texts.items()}
     varied = {group: diversity(members, [s["prompt"] for s in kept] if group == "generated" else list(range(n)), alike) for group, members in texts.items()}
@@ -633,8 +626,8 @@ def evaluate_checkpoint(path, advance):
                       "entropy": varied[group]["entropy"], "repetition": varied[group]["repetition"]} for group, members in ids.items()}
 
     advance("style")
-    styled = measure_style(data.texts["train"], data.texts["held_out"], [s["completion"] for s in samples], english, notes)
-    result = {"checkpoint": str(path), "book": data.name, "split": split, "seed": seed, "parameters": count_parameters(model.config)["total"],
+    styled = measure_style(train_text, held_out_text, [s["completion"] for s in samples], english, notes)
+    result = {"checkpoint": str(path), "book": name, "split": split, "seed": seed, "parameters": count_parameters(model.config)["total"],
               "causal": model.config.causal, "trained": {key: training.get(key) for key in ("step", "epoch", "stage", "val_bits_per_byte")},
               "likelihood": figures, "baselines": floor, "style": styled, "similarity": similarity, "diversity": varied, "memorization": memory,
               "judged": judged, "speed": speed, "sampling": sampling | {"max_tokens": max_tokens},
@@ -726,10 +719,7 @@ LABELS = {                              # key in evaluation.json: label, unit, d
     "tokens": ("Text looked at", "tokens", ""),
     "entropy": ("Entropy", "bits per word", MORE),
     "repetition": ("Repetition within a text", "share of four-word runs", LESS),
-    "distinct_1": ("Distinct words", "share of all", MORE),
-    "distinct_2": ("Distinct 2-grams", "share of all", MORE),
-    "distinct_3": ("Distinct 3-grams", "share of all", MORE),
-    "distinct_4": ("Distinct 4-grams", "share of all", MORE),
+    **{f"distinct_{n}": (f"Distinct {n}-grams", "share of all", MORE) for n in (1, 2, 3, 4)},
     "self_bleu": ("Self-BLEU, each text against the others", "0–1", LESS),
     "pairwise_similarity": ("Similarity of any two texts", "0–1, combined", LESS),
     "same_prompt_similarity": ("Similarity of texts from one prompt", "0–1, combined", LESS),
@@ -908,7 +898,7 @@ def page(results, names):
 
 def compare_texts():
     """Print the similarity of text1 and text2, each a text or the path of one, as JSON."""
-    pair = [Path(text).read_text(encoding="utf-8") if len(text) < 255 and Path(text).is_file() else text for text in (text1, text2)]
+    pair = [read_book(text)[0] if len(text) < 255 and Path(text).is_file() else text for text in (text1, text2)]
     if not all(words_of(text) for text in pair):
         fail("--text1 and --text2 must both hold words")
     text = (folder_of(book) / "text.txt").read_text(encoding="utf-8")
@@ -920,8 +910,8 @@ def main():
     configure(globals())
     if text1 or text2:
         return compare_texts()
-    if points < 10 or points % 10 or split not in ("val", "test") or min(n_prompts, n_seeds, max_tokens) < 1:
-        fail("--points must be a multiple of ten, --split val or test, and --n_prompts, --n_seeds and --max_tokens at least 1")
+    if points < 10 or points % 10 or split not in ("val", "test") or min(n_prompts, n_seeds) < 1 or max_tokens < 8:
+        fail("--points must be a multiple of ten, --split val or test, --n_prompts and --n_seeds at least 1, --max_tokens at least 8")
     names = [checkpoint or out_dir, *filter(None, compare.split(","))]
     begun, found, folder = time.perf_counter(), [], Path(out_dir)
     with Progress("{task.description}", BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:

@@ -372,6 +372,14 @@ def test_a_short_book_and_other_scripts(name, tmp_path, capsys):
     assert 0 < found["likelihood"]["bits_per_byte"] < 20 and "NaN" not in json.dumps(found) and "Infinity" not in json.dumps(found)
 
 
+def test_samples_longer_than_any_held_out_passage_are_measured_alone(tmp_path, capsys):
+    made_book(tmp_path, "short", *SCRIPTS["short"])
+    run(tmp_path, "--points=10", "--n_prompts=2", "--max_tokens=60")
+    found = evaluation(tmp_path)
+    assert "held_out" not in found["memorization"] and found["memorization"]["generated"]["tokens"] > 0
+    assert any("makes only 0 passages" in note for note in found["notes"]) and (tmp_path / "out/evaluation.html").exists()
+
+
 def test_two_texts(prepared, capsys):
     (prepared / "two.txt").write_text("The lamp was lit, and the sea was grey.", encoding="utf-8")
     run(prepared, "--text1=The lamp was lit, and the sea was grey.", "--text2=two.txt")
@@ -384,6 +392,7 @@ def test_two_texts(prepared, capsys):
 def test_user_errors_are_one_line(prepared, tmp_path, capsys):
     assert "did you mean 'points'" in refused(capsys, prepared, "--pionts=10")
     assert "multiple of ten" in refused(capsys, prepared, "--points=15")
+    assert "--max_tokens at least 8" in refused(capsys, prepared, "--max_tokens=7")
     assert "no checkpoint at nowhere/best.pt" in refused(capsys, prepared, "--out_dir=nowhere")
     assert "data/elsewhere is missing" in refused(capsys, prepared, "--book=elsewhere")
     assert "no book is prepared here" in refused(capsys, tmp_path, "--text1=a", "--text2=b")
