@@ -643,9 +643,14 @@ def compare_all(found):
             rows = [torch.tensor(ids) for ids in chop([twin.tokenizer.encode(text) for text in texts], twin.model.config.block_size)]
             bound = held_out_bound(twin.model, rows)
             e.result["judged"][group]["twin_perplexity"] = math.exp(float(bound.per_sequence.sum() / bound.length.sum()))
-        same = np.array_equal(e.sizes, found[0].sizes)          # else the sequences are others, and differences in pairs say nothing
-        e.result["likelihood"]["more_than_first"], e.result["likelihood"]["more_than_first_se"] = (
-            bits_per_byte(e.nats - found[0].nats, e.sizes) if same else (e.result["likelihood"]["bits_per_byte"] - found[0].result["likelihood"]["bits_per_byte"], None))
+        cost = e.result["likelihood"]
+        if e is found[0]:
+            difference = None, None
+        elif np.array_equal(e.sizes, found[0].sizes):
+            difference = bits_per_byte(e.nats - found[0].nats, e.sizes)
+        else:                                                   # another vocabulary or context cuts other sequences: no pairs to take an error from
+            difference = cost["bits_per_byte"] - found[0].result["likelihood"]["bits_per_byte"], None
+        cost["more_than_first"], cost["more_than_first_se"] = difference
 
 
 # ---- in plain words --------------------------------------------------------------------------------------------------
@@ -734,7 +739,7 @@ LABELS = {                              # key in evaluation.json: label, unit, d
     "calls_per_text": ("Calls of the network", "per text", LESS),
     "tokens_per_second": ("All texts together", "tokens per second", MORE),
     "memory_gb": ("Peak memory; on a CPU that of this whole program", "GB", LESS),
-    "parameters": ("Parameters", "", ""),
+    "parameters": ("Parameters", "numbers learnt", ""),
     "distance": ("Style: distance from the book", "standard deviations, root mean square", LESS),
 }
 
@@ -913,11 +918,13 @@ def main():
     if points < 10 or points % 10 or split not in ("val", "test") or min(n_prompts, n_seeds) < 1 or max_tokens < 8:
         fail("--points must be a multiple of ten, --split val or test, --n_prompts and --n_seeds at least 1, --max_tokens at least 8")
     names = [checkpoint or out_dir, *filter(None, compare.split(","))]
+    paths = [Path(name) if name.endswith(".pt") else Path(name) / "best.pt" for name in names]
+    for path in (path for path in paths if not path.exists()):  # said now, not after the first has been measured
+        fail(f"no checkpoint at {path}: train one first with python train.py")
     begun, found, folder = time.perf_counter(), [], Path(out_dir)
     with Progress("{task.description}", BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         bar = progress.add_task("loading", total=7 * len(names))
-        for name in names:
-            path = Path(name) if name.endswith(".pt") else Path(name) / "best.pt"
+        for path in paths:
             found.append(evaluate_checkpoint(path, lambda what, steps=1, path=path: progress.update(bar, advance=steps, description=f"{path}: {what}")))
             if found[-1].held_bytes != found[0].held_bytes:
                 fail(f"{path} was trained with other held-out text than {names[0]}: the two cannot be compared")

@@ -330,6 +330,7 @@ def test_side_by_side_with_a_causal_twin_as_judge(prepared, capsys):
     found, page = evaluation(prepared), (prepared / "out/evaluation.html").read_text(encoding="utf-8")
     [twin] = found["compare"]
     assert twin["causal"] and twin["likelihood"]["exact"] and not found["likelihood"]["exact"]
+    assert found["likelihood"]["more_than_first"] is None and twin["likelihood"]["more_than_first_se"] > 0
     assert twin["likelihood"]["more_than_first"] == pytest.approx(twin["likelihood"]["bits_per_byte"] - found["likelihood"]["bits_per_byte"])
     assert found["judged"]["held_out"]["twin_perplexity"] == pytest.approx(twin["judged"]["held_out"]["twin_perplexity"]) and found["judged"]["generated"]["entropy"]
     assert 0 < found["likelihood"]["left_to_right_bits_per_byte"] != found["likelihood"]["bits_per_byte"]
@@ -394,6 +395,7 @@ def test_user_errors_are_one_line(prepared, tmp_path, capsys):
     assert "multiple of ten" in refused(capsys, prepared, "--points=15")
     assert "--max_tokens at least 8" in refused(capsys, prepared, "--max_tokens=7")
     assert "no checkpoint at nowhere/best.pt" in refused(capsys, prepared, "--out_dir=nowhere")
+    assert "no checkpoint at nowhere/best.pt" in refused(capsys, prepared, "--compare=twin,nowhere")
     assert "data/elsewhere is missing" in refused(capsys, prepared, "--book=elsewhere")
     assert "no book is prepared here" in refused(capsys, tmp_path, "--text1=a", "--text2=b")
     (prepared / "long.txt").write_text("the lamp and " * 30, encoding="utf-8")
