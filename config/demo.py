@@ -8,7 +8,6 @@ rope_base = 100.0          # all wavelengths shorter than the rows: positions ne
 dropout = 0.1              # a short book is seen many times
 
 learning_rate = 1e-3
-beta2 = 0.99               # small batches make noisy gradients: a longer memory of their size
 batch_size = 4             # steps count more than tokens
 grad_accum = 1
 warmup_steps = 100
