@@ -390,10 +390,12 @@ class Similarity:
     def __init__(self, texts, english):
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
+        from threadpoolctl import threadpool_limits
         self.english = english
         self.tfidf = TfidfVectorizer(analyzer=words_of, sublinear_tf=True)
         table = self.tfidf.fit_transform(texts)
-        self.svd = TruncatedSVD(max(1, min(100, min(table.shape) - 1)), random_state=0).fit(table)
+        with threadpool_limits(1):      # the same sums in the same order on any number of cores
+            self.svd = TruncatedSVD(max(1, min(100, min(table.shape) - 1)), random_state=0).fit(table)
 
     def between(self, first, second):
         """Two lists of texts -> {respect: (len(first), len(second)) array}."""
