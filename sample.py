@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from configurator import assign, configure, fail
-from model import ORDERS, Config, DiffusionModel, Step, choose_threads, denoise, load_model, pad
+from model import ORDERS, Config, DiffusionModel, Step, denoise, load_model, pad, set_up_cpu
 from prepare import Tokenizer
 
 out_dir = "out"                     # where train.py left its checkpoints
@@ -75,7 +75,7 @@ def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
         fail(f"{path} holds no tokenizer that this version can read")
     if tokenizer.vocab_size != model.config.vocab_size:
         fail(f"{path}: its tokenizer has {tokenizer.vocab_size} tokens and its model {model.config.vocab_size}")
-    choose_threads(model.config)
+    set_up_cpu(model.config)
     try:
         return model.to(device), tokenizer, checkpoint
     except (RuntimeError, AssertionError) as error:

@@ -32,7 +32,6 @@ from model import (
     Config,
     DiffusionModel,
     checkpoint_of,
-    choose_threads,
     count_parameters,
     denoise,
     draw_masks,
@@ -41,6 +40,7 @@ from model import (
     load_checkpoint,
     pad,
     save_checkpoint,
+    set_up_cpu,
     training_flops,
     weighted_loss,
 )
@@ -59,7 +59,7 @@ n_layer = 6                    # transformer blocks
 n_head = 6                     # attention heads
 n_embd = 384                   # width
 block_size = 256               # longest sequence in tokens; longer examples are cut, at another place each epoch
-dropout = 0.0                  # of attention, residual branches and embeddings
+dropout = 0.0                  # of residual branches and embeddings
 causal = False                 # True: the autoregressive twin, on the same data
 rope_base = 10000.0            # wavelength base of the rotary embeddings
 # the curriculum: each stage's stream, its window of mask rates, the share of each batch that draws from the full range instead
@@ -393,7 +393,7 @@ def main():
         config = Config(tokenizer["vocab_size"], block_size, n_layer, n_head, n_embd, dropout, causal, rope_base)
     except ValueError as error:
         fail(error)
-    choose_threads(config)
+    set_up_cpu(config)
     net = DiffusionModel(config)
     if saved:
         net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])

@@ -57,6 +57,7 @@ def measure(preset, arguments):
     autocast = torch.autocast(where.type, kind) if kind != torch.float32 else contextlib.nullcontext()
     size = VOCABULARY.get(Path(preset).name, 7_600)
     config = m.Config(size, train.block_size, train.n_layer, train.n_head, train.n_embd, train.dropout, train.causal, train.rope_base)
+    m.set_up_cpu(config)
     torch.manual_seed(0)
     net = m.DiffusionModel(config).to(where).train()
     net.checkpointing = train.checkpointing is True
