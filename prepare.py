@@ -41,6 +41,7 @@ block_size = 512                # tokens in the longest example; training may us
 seed = 1                        # places the held-out blocks
 val_share = 0.05                # of the text, held out to choose checkpoints
 test_share = 0.05               # of the text, held out to be reported
+heldout_tokens = 5000           # at least so many in each of the two: fewer cannot tell one model from another
 heldout_blocks = 6              # contiguous blocks in each held-out split, spread over the book (fewer in a short one)
 tokenizer = "gpt2"              # gpt2: the part of GPT-2's vocabulary that the book uses; book: a BPE trained on the book
 vocab_size = 4096               # book: size of the vocabulary, special tokens included
@@ -67,6 +68,7 @@ GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0b
 MAX_BYTES = 64 * 2**20          # of a book, downloaded or unpacked
 LONGEST_SENTENCE = 2000         # characters; what runs on without a full stop is cut at a space before this
 FEWEST_SENTENCES = 20           # a shorter text has no room for three splits
+LARGEST_SHARE = 0.15            # of a short book, held out in each split
 FEWEST_TOKENS = 20_000          # a smaller training text gets a warning
 
 
@@ -564,8 +566,9 @@ def _sentence_starts(paragraph, punkt):
     return sorted(set(starts))
 
 
-def split(pieces):
-    """Set each piece's split and run. The book is laid out in equal zones, alternately for val and test, and in each of them a
+def split(pieces, tokens):
+    """Set each piece's split and run, in a book of so many tokens: as many as the shares say and heldout_tokens want, but no more than
+    LARGEST_SHARE, are held out. The book is laid out in equal zones, alternately for val and test, and in each of them a
     contiguous block of whole paragraphs (of sentences, if the book has hardly any paragraphs) is held out at a random place."""
     units = [list(unit) for _, unit in groupby(pieces, key=lambda piece: piece.paragraph)]
     if len(units) < 40:
@@ -574,8 +577,10 @@ def split(pieces):
     middles = np.array([(unit[0].start + unit[-1].end) / 2 for unit in units])
     zone = pieces[-1].end / (2 * blocks)
     rng = np.random.default_rng(seed)
+    least = min(heldout_tokens / tokens, LARGEST_SHARE)
     for i in range(2 * blocks):
-        name, size = (("val", 2 * val_share * zone), ("test", 2 * test_share * zone))[i % 2]
+        name, share = (("val", val_share), ("test", test_share))[i % 2]
+        size = 2 * zone * max(share, least)
         begin = zone * i + rng.random() * (zone - size)
         held = np.flatnonzero((middles >= begin) & (middles < begin + size))
         for unit in held if len(held) else [np.abs(middles - begin - size / 2).argmin()]:
@@ -1020,6 +1025,7 @@ def settings_make_sense():
             (16 <= block_size <= 65536, f"--block_size is a number of tokens from 16 to 65536, got {block_size}"),
             (0 < val_share <= 0.25, f"--val_share lies over 0 and up to 0.25, got {val_share}"),
             (0 < test_share <= 0.25, f"--test_share lies over 0 and up to 0.25, got {test_share}"),
+            (heldout_tokens >= 0, f"--heldout_tokens is at least 0, got {heldout_tokens}"),
             (heldout_blocks >= 1, f"--heldout_blocks is at least 1, got {heldout_blocks}"),
             (tokenizer in ("gpt2", "book"), f"--tokenizer is gpt2 or book, got {tokenizer!r}"),
             (260 <= vocab_size <= 65535, f"--vocab_size lies between 260 and 65535, got {vocab_size}"),
@@ -1045,15 +1051,15 @@ def prepare(settings, phases):
         sentences = [piece for piece in pieces if not piece.heading]
         if len(sentences) < FEWEST_SENTENCES:
             fail(f"{book} is too short: {len(sentences)} sentences, where training, validation and test need {FEWEST_SENTENCES} at the least")
-        split(pieces)
-    with phases.phase("choosing the vocabulary"):
         spans = [text[piece.lead:piece.end] for piece in pieces]
+        gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
+        split(pieces, gpt2_tokens)
+    with phases.phase("choosing the vocabulary"):
         training = [span for piece, span in zip(pieces, spans) if piece.split == "train"]
         if tokenizer == "gpt2":
             tok = Tokenizer("gpt2", compressed_vocabulary(training))
         else:
             tok = Tokenizer("book", [*book_vocabulary(training, vocab_size - len(SPECIAL) - 1), b"\n\n"])
-        gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
     with phases.phase("encoding", len(pieces)) as advance:
         for piece, span in zip(pieces, spans):
             piece.ids = tok.encode(span)
