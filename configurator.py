@@ -7,7 +7,9 @@ Config files are Python, executed in order with the knobs as their globals. Unkn
 import ast
 import contextlib
 import copy
+import dataclasses
 import difflib
+import json
 import os
 import re
 import sys
@@ -22,20 +24,38 @@ def fail(message) -> NoReturn:
     sys.exit(2)
 
 
-def configure(script: dict, positional: str | None = None) -> dict:
+def write_json(path: str, value) -> None:
+    """Write aside, then rename: whoever reads `path` finds all of the old content or all of the new."""
+    with open(f"{path}.writing", "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.writing", path)
+
+
+def configure(script: dict, positional: str | None = None, base: dict | None = None) -> dict:
     """Apply sys.argv to the knobs in `script` (a module's globals()) and return them resolved, ready for JSON.
+    Where `base` has values (a resumed run's, say), they stand in the place of the defaults.
 
     A knob is a lower-case global assigned before the script's first function. One annotated there (`top_k: int | None = 20`) may have
-    any of those types, others keep the type they start with. An argument that is neither --key=value nor a .py file sets `positional`.
+    any of those types, others keep the type they start with. The fields of a knob that is a dataclass, and the keys of one that is
+    a dict, are knobs too. An argument that is neither --key=value nor a .py file sets `positional`.
     """
     default = {name: script[name] for name, _ in documented(script["__file__"])}
     kinds = {name: kind for name, kind in script.get("__annotations__", {}).items() if name in default}
-    knobs = copy.deepcopy(default)
+    groups = {name: value for name, value in default.items() if dataclasses.is_dataclass(value)}
+    for name, group in groups.items():
+        default[name] = dataclasses.asdict(group)
+        kinds |= {f"{name}.{field.name}": field.type for field in dataclasses.fields(group)}
+    knobs = copy.deepcopy(default) | {k: copy.deepcopy(v) for k, v in (base or {}).items() if k in default}
     for argument in sys.argv[1:]:
         if argument in ("--help", "-h"):
             print((script["__doc__"] or "").strip() + "\n\nknobs, set by --key=value or in a config file:")
             for name, comment in documented(script["__file__"]):
-                print(f"  --{name}={knobs[name]!r}" + (f"\n        {comment}" if comment else ""))
+                fields = dataclasses.fields(groups[name]) if name in groups else ()
+                known = [(f.name, knobs[name][f.name], f.metadata["meaning"]) for f in fields]
+                for key, value, meaning in known or [(name, knobs[name], comment)]:
+                    print(f"  --{key}={value!r}" + (f"\n        {meaning}" if meaning else ""))
             sys.exit(0)
         elif argument.startswith("--"):
             key, has_value, text = argument[2:].partition("=")
@@ -44,7 +64,10 @@ def configure(script: dict, positional: str | None = None) -> dict:
             knobs = execute(argument, knobs, default, kinds)
         else:
             assign(knobs, default, kinds, positional or fail(f"unexpected argument {argument!r}: options are --key=value, config files end in .py"), argument)
-    script.update(knobs)
+    try:
+        script.update(knobs | {name: type(group)(**knobs[name]) for name, group in groups.items()})
+    except ValueError as error:
+        fail(f"--{error}")
     return knobs
 
 
@@ -72,32 +95,41 @@ def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
     except Exception as error:                       # whatever is wrong in a user's file, its user wants file and line
         line = getattr(error, "lineno", None) or traceback.extract_tb(error.__traceback__)[-1].lineno
         fail(f"config file {path}, line {line}: {type(error).__name__}: {error}")
-    names = [name for name, value in scope.items() if not name.startswith("_") and not isinstance(value, types.ModuleType)]
-    for name in (name for name in names if name not in default):
-        fail(f"{path}: unknown key {name!r}{nearest(name, default)}")
-    return {name: checked(name, scope[name], default[name], kinds.get(name)) for name in names}
+    for name in [name for name, value in scope.items() if name.startswith("_") or isinstance(value, types.ModuleType)]:
+        del scope[name]
+    for name in scope.keys() - default.keys():
+        holder = home(name, default) or fail(f"{path}: unknown key {name!r}{nearest(name, default)}")
+        scope[holder] = scope[holder] | {name: scope.pop(name)}
+    return {name: checked(name, value, default[name], kinds) for name, value in scope.items()}
+
+
+def home(name: str, knobs: dict) -> str | None:
+    """The knob that holds the key `name`."""
+    return next((knob for knob, value in knobs.items() if isinstance(value, dict) and name in value), None)
 
 
 def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
     """Set --key=text in place; a key may lead into lists and dicts, as stages[0].epochs or stages.0.epochs."""
     name, *path = re.sub(r"\[(\w+)\]", r".\1", key).split(".")
     if name not in knobs:
-        fail(f"unknown key --{key}{nearest(name, knobs)}")
+        known = [*knobs, *(part for value in knobs.values() if isinstance(value, dict) for part in value)]
+        name, path = home(name, knobs) or fail(f"unknown key --{key}{nearest(name, known)}"), [name, *path]
     holder, last, like, kind = knobs, name, default[name], kinds.get(name)
     for part in path:
         holder, last = holder[last], int(part) if part.isdecimal() else part
         keys = range(len(holder)) if isinstance(holder, list) else holder if isinstance(holder, dict) else ()
         if last not in keys:
             fail(f"unknown key --{key}: there is no {last!r}{nearest(last, keys)}")
-        like, kind = holder[last], None
+        like, kind = holder[last], kinds.get(f"{name}.{last}")
     if not isinstance(text, bool) and not (isinstance(like, str) and kind in (None, str)):       # a text knob takes its text as it stands
         with contextlib.suppress(ValueError, SyntaxError):                                       # not a literal: a string, if the type allows one
             text = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    holder[last] = checked(key, text, like, kind)
+    holder[last] = checked(key, text, like, {key: kind})
 
 
-def checked(key: str, value, like, kind=None):
-    """`value` if the knob may hold it: one of the types in its annotation `kind`, else that of `like`, the value it replaces."""
+def checked(key: str, value, like, kinds: dict):
+    """`value` if the knob may hold it: one of the types in its annotation in `kinds`, else that of `like`, the value it replaces."""
+    kind = kinds.get(key)
     allowed = (kind.__args__ if isinstance(kind, types.UnionType) else (kind,)) if kind else (type(like),)
     if type(value) is int and int not in allowed and float in allowed:
         value = float(value)
@@ -105,11 +137,11 @@ def checked(key: str, value, like, kind=None):
     if type(value) not in allowed:
         fail(f"--{key} wants {' or '.join('None' if k is types.NoneType else k.__name__ for k in allowed)}, got {value!r}")
     if isinstance(value, list) and like and isinstance(like[0], (dict, float)):                  # entries are held to the first one's shape
-        return [checked(f"{key}[{i}]", entry, like[0]) for i, entry in enumerate(value)]
+        return [checked(f"{key}[{i}]", entry, like[0], kinds) for i, entry in enumerate(value)]
     if isinstance(value, dict) and isinstance(like, dict):
         for part in value.keys() - like.keys():
             fail(f"--{key}: unknown key {part!r}{nearest(part, like)}")
-        return like | {part: checked(f"{key}.{part}", item, like[part]) for part, item in value.items()}
+        return like | {part: checked(f"{key}.{part}", item, like[part], kinds) for part, item in value.items()}
     return value
 
 

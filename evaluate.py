@@ -16,11 +16,11 @@ import json
 import lzma
 import math
 import re
-import resource
 import string
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 import sample
-from configurator import configure, fail
-from model import count_parameters, held_out_bound, hide
+from configurator import configure, fail, write_json
+from model import Sampling, count_parameters, held_out_bound, hide, parts, peak_memory_gb
 from prepare import clean, is_english, read_book, words_of
 
 out_dir = "out"             # where train.py left its checkpoints, and where the evaluation goes
@@ -49,7 +49,7 @@ prompts = ""                # a file of prompts, one a line; empty: openings of 
 n_prompts = 8               # how many prompts
 n_seeds = 3                 # texts per prompt
 max_tokens = 100            # tokens per text, less where the model's context is short
-sampling = {name: getattr(sample, name) for name in sample.SETTINGS if getattr(sample, name) is not None}  # as sample.py; --sampling.steps=50
+sampling = Sampling()       # how the samples are drawn, as in sample.py: --steps=50, --block_size=16
 text1 = ""                  # with text2: print the similarity of two texts (or of two files) and do nothing else
 text2 = ""                  # the other text
 
@@ -425,8 +425,8 @@ def diversity(texts, prompts, alike):
 # ---- likelihood ------------------------------------------------------------------------------------------------------
 
 def chop(examples, block_size):
-    """Lists of ids -> pieces of at most block_size, every token in exactly one."""
-    return [ids[i:i + block_size] for ids in examples for i in range(0, len(ids), block_size)]
+    """Lists of ids -> nearly equal pieces of at most block_size, every token in exactly one."""
+    return [ids[a:b] for ids in examples for a, b in parts(0, len(ids), block_size)]
 
 
 def bits_per_byte(nats, sizes):
@@ -444,7 +444,7 @@ def nats_at(model, tokens, hidden, where, batch_tokens=8192):
     result, size = [], max(1, batch_tokens // len(tokens))
     for h, w in zip(hidden.split(size), where.split(size)):
         rows = tokens.expand(h.shape)
-        logits = model(rows.masked_fill(h, model.config.mask_id).to(model.device), w.to(model.device)).double().cpu()
+        logits = model(rows.masked_fill(h, model.config.mask_id).to(model.device), w.to(model.device)).cpu().double()
         nats = torch.nn.functional.cross_entropy(logits, rows[w], reduction="none")
         result.append(torch.zeros(len(h), dtype=torch.float64).index_add_(0, w.nonzero()[:, 0], nats))
     return torch.cat(result)
@@ -563,11 +563,9 @@ def write_samples(model, tokenizer, chosen):
         samples, [one] = written(jobs), written(jobs[:1])
     except ValueError as error:
         fail(error)
-    peak = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024)
     return samples, {"device": str(model.device), "texts": len(samples), "calls_per_text": float(np.mean([s["steps"] for s in samples])),
                      "tokens_per_second": sum(s["tokens"] for s in samples) / sum(s["seconds"] for s in samples),
-                     "one_text_seconds": one["seconds"], "one_text_tokens_per_second": one["tokens"] / one["seconds"], "memory_gb": peak / 1e9}
+                     "one_text_seconds": one["seconds"], "one_text_tokens_per_second": one["tokens"] / one["seconds"], "memory_gb": peak_memory_gb(model.device)}
 
 
 class Evaluated(NamedTuple):
@@ -632,7 +630,7 @@ def evaluate_checkpoint(path, advance):
     result = {"checkpoint": str(path), "book": name, "split": split, "seed": seed, "parameters": count_parameters(model.config)["total"],
               "causal": model.config.causal, "trained": {key: training.get(key) for key in ("step", "epoch", "stage", "val_bits_per_byte")},
               "likelihood": figures, "baselines": floor, "style": styled, "similarity": similarity, "diversity": varied, "memorization": memory,
-              "judged": judged, "speed": speed, "sampling": sampling | {"max_tokens": max_tokens},
+              "judged": judged, "speed": speed, "sampling": asdict(sampling) | {"max_tokens": max_tokens},
               "samples": [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples], "notes": notes}
     return Evaluated(result, model, tokenizer, nats, sizes, held_bytes, texts)
 
@@ -936,7 +934,7 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.html").write_text(page(results, names), encoding="utf-8")
         first = results[0] | ({"compare": results[1:]} if compare else {})
-        (folder / "evaluation.json").write_text(json.dumps(first, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(f"{folder}/evaluation.json", first)
     for title, sentences in results[0]["summary"].items():
         for sentence in sentences:
             print(f"{ {'good': '+', 'bad': '-', 'next': '>'}[title] } {sentence}")

@@ -12,7 +12,8 @@ import sys
 import zipfile
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,8 @@ class Config:
     dropout: float = 0.0
     causal: bool = False        # True: the autoregressive twin, same network with a causal mask
     rope_base: float = 10000.0
+    conv: int = 0               # width of the short convolution before attention; 0: none
+    shifted: bool = False       # predicts a token one place to its left, as a causal model does: then the network can be both
 
     def __post_init__(self):
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
@@ -104,6 +107,25 @@ class Rotary(nn.Module):
         return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
+class ShortConvolution(nn.Module):
+    """Depthwise convolution along the sequence, added to its input: one weight for each offset and channel (Canon layers, 2512.17351).
+
+    A block sees its neighbours from the first step instead of having to find them by attention. A causal twin's offsets all lie to the
+    left; a network that is both uses those of its offsets that do when it reads causally."""
+
+    def __init__(self, width: int, channels: int, causal: bool):
+        super().__init__()
+        self.left = width - 1 if causal else width // 2
+        self.weight = nn.Parameter(torch.empty(width, channels))
+
+    def forward(self, x: Tensor, real: Tensor | None, causal: bool) -> Tensor:
+        """x (B, T, channels) -> the same; nothing is read beyond the ends of a row, nor where `real` (B, T) is False."""
+        T, width = x.shape[1], self.left + 1 if causal else len(self.weight)
+        around = x if real is None else x * real[:, :, None]
+        around = F.pad(around, (0, 0, self.left, width - 1 - self.left))
+        return x + sum(self.weight[i] * around[:, i:i + T] for i in range(width))
+
+
 class Block(nn.Module):
     """Attention, then SwiGLU, each on a normalised input and added to the residual stream; no biases.
 
@@ -112,19 +134,24 @@ class Block(nn.Module):
     def __init__(self, config: Config, rotary: Rotary):
         super().__init__()
         d, h = config.n_embd, config.mlp_width
-        self.n_head, self.dropout, self.causal, self.rotary = config.n_head, config.dropout, config.causal, rotary
+        self.n_head, self.dropout, self.rotary = config.n_head, config.dropout, rotary
         self.attention_norm, self.mlp_norm = RMSNorm(d), RMSNorm(d)
+        self.conv = ShortConvolution(config.conv, d, config.causal) if config.conv else None
         self.qkv = nn.Linear(d, 3 * d, bias=False)
         self.attention_out = nn.Linear(d, d, bias=False)
         self.gate_up = nn.Linear(d, 2 * h, bias=False)
         self.mlp_out = nn.Linear(h, d, bias=False)
 
-    def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, real: Tensor | None, causal: bool) -> Tensor:
+        """x (B, T, d) -> the same; real (B, T) bool tells tokens from padding, None where there is none or a causal mask hides it."""
         B, T, d = x.shape
         dropout = self.dropout if self.training else 0.0
-        q, k, v = self.qkv(self.attention_norm(x)).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (B, heads, T, d/heads)
+        attend = None if real is None else real[:, None, None, :]
+        near = self.attention_norm(x)
+        near = self.conv(near, real, causal) if self.conv else near
+        q, k, v = self.qkv(near).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (B, heads, T, d/heads)
         q, k = self.rotary(unit_rms(q)), self.rotary(unit_rms(k))                    # QK norm: bounded attention logits let small batches learn fast
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=self.causal)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=causal)
         x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)
@@ -137,31 +164,33 @@ class DiffusionModel(nn.Module):
         super().__init__()
         self.config, self.checkpointing = config, False
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)              # tied: also the output layer
-        rotary = Rotary(config.n_embd // config.n_head, config.block_size, config.rope_base)
+        rotary = Rotary(config.n_embd // config.n_head, config.block_size + config.shifted, config.rope_base)
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
         self.final_norm = RMSNorm(config.n_embd)
         for name, p in self.named_parameters():
-            if p.ndim == 2:                                                          # residual projections scaled as in GPT-2
+            if "conv" in name:
+                nn.init.normal_(p, std=0.3)
+            elif p.ndim == 2:                                                          # residual projections scaled as in GPT-2
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "_out" in name else 0.02)
 
-    def forward(self, tokens: Tensor, where: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, where: Tensor | None = None, causal: bool | None = None) -> Tensor:
         """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text); with `where` (B, T) bool, (where.sum(), n_text).
 
-        Logits at i predict token i: from every unmasked token for diffusion, from tokens before i for the causal twin, which reads
-        the row shifted right behind a [MASK]. Logits at chosen positions only: the output layer is much of a small model's work.
+        Logits at i predict token i: from every unmasked token, or, read causally (None: as the configuration says), from those before
+        it. Read causally, or shifted, the row stands behind a [MASK], so that token i is predicted in the place of token i - 1.
+        Logits at chosen positions only: the output layer is much of a small model's work.
         """
-        config = self.config
-        attend = None
-        if config.causal:
-            tokens = torch.cat((torch.full_like(tokens[:, :1], config.mask_id), tokens[:, :-1]), dim=1)
-        else:
-            real = tokens != config.pad_id
-            if not real.all():                                                       # without padding SDPA may use its fastest kernel
-                attend = real[:, None, None, :]
+        config, T = self.config, tokens.shape[1]
+        causal = config.causal if causal is None else causal
+        if causal or config.shifted:
+            tokens = torch.cat((torch.full_like(tokens[:, :1], config.mask_id), tokens[:, :-1] if causal else tokens), dim=1)
+        real = None if causal else tokens != config.pad_id
+        if real is not None and real.all():                                          # without padding SDPA may use its fastest kernel
+            real = None
         x = F.dropout(self.embedding(tokens), config.dropout, self.training)
         for block in self.blocks:
-            x = checkpoint(block, x, attend, use_reentrant=False) if self.checkpointing and self.training else block(x, attend)
-        x = self.final_norm(x if where is None else x[where])
+            x = checkpoint(block, x, real, causal, use_reentrant=False) if self.checkpointing and self.training else block(x, real, causal)
+        x = self.final_norm(x[:, :T] if where is None else x[:, :T][where])
         return F.linear(x, self.embedding.weight[:config.n_text])
 
     @property
@@ -169,37 +198,72 @@ class DiffusionModel(nn.Module):
         return self.embedding.weight.device
 
 
+def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
+    """(vocab_size, n_embd) float32: where a word's embedding may start, from its neighbours in the training text `tokens` (N,) int64.
+
+    Positive pointwise mutual information with the tokens two before, one before, one after and two after, contexts smoothed by the
+    power .75, in a truncated SVD with each direction weighted by the root of its singular value (Levy & Goldberg 2014; Levy et al.
+    2015, sec. 3). Rows have the usual length; those of tokens that the text lacks, and of the special ones, the usual random start.
+    """
+    V = config.vocab_size
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(V, config.n_embd, generator=generator) * 0.02
+    sides = []
+    for number, offset in enumerate((-2, -1, 1, 2)):
+        word, context = (tokens[offset:], tokens[:-offset]) if offset > 0 else (tokens[:offset], tokens[-offset:])
+        pair, count = torch.unique(word * V + context, return_counts=True)
+        word, context = pair // V, pair % V
+        of_word = torch.bincount(word, count.double(), V)
+        of_context = torch.bincount(context, count.double(), V) ** 0.75
+        pmi = (count / of_word[word] / (of_context / of_context.sum())[context]).log()
+        kept = pmi > 0
+        sides.append((torch.stack((word, context + number * V))[:, kept], pmi[kept]))
+    place, value = torch.cat([p for p, _ in sides], 1), torch.cat([v for _, v in sides])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        u, s, _ = torch.svd_lowrank(torch.sparse_coo_tensor(place, value.float(), (V, 4 * V), check_invariants=True).coalesce(), q=min(config.n_embd, V), niter=4)
+    start = F.pad(u * s.sqrt(), (0, config.n_embd - u.shape[1]))
+    start = F.normalize(start) * 0.02 * math.sqrt(config.n_embd)
+    seen = torch.bincount(tokens, minlength=V) > 0
+    seen[config.n_text:] = False
+    return torch.where(seen[:, None], start, normal)
+
+
 # ------------------------------------------------------------------------------------------------ the objective
 
 class Masks(NamedTuple):
     """What one training or evaluation pass hides, and what each hidden token weighs."""
     masked: Tensor              # (B, T) bool
-    weight: Tensor              # (B,) float32: L / k, one for the causal twin
+    weight: Tensor              # (B,) float32: L / k; one where a row is read causally
+    causal: Tensor              # (B,) bool: rows of which every token is predicted, from those before it
 
 
-def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float = 0.0, generator: torch.Generator | None = None) -> Masks:
+def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float = 0.0,
+               generator: torch.Generator | None = None, causal_share: float = 0.0) -> Masks:
     """Draw which of tokens (B, T) to hide: k of a row's L text tokens, k uniform over the whole numbers in L·window (at least 1).
 
     A share `replay` of the rows draws from the full range instead. k is stratified over the rows, which lowers the gradient's
     variance (Kingma et al., 2107.00630, app. I.1). With the window (0, 1), (L/k) · Σ over masked positions of -log p is an unbiased
     estimate of the bound on -log p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10).
-    For the causal twin every text token is predicted and weighs one. Special tokens are never masked.
+    A share `causal_share` of the rows, and every row of the causal twin, is read from left to right instead: each of its tokens is
+    predicted and weighs one. Special tokens are never masked.
     """
-    text = tokens < config.n_text
-    if config.causal:
-        return Masks(text, torch.ones(len(tokens), device=tokens.device))
-    B, length = len(tokens), text.sum(1)
-    row = torch.randperm(B, generator=generator)                                     # which rows are replayed must not follow their order
-    full = min(B, int(replay * B + torch.rand((), generator=generator)))
-    u = torch.empty(B)
-    low, high = torch.full((B,), float(window[0])), torch.full((B,), float(window[1]))
-    for group in (row[:full], row[full:]):
+    text, B = tokens < config.n_text, len(tokens)
+    row = torch.randperm(B, generator=generator)                                     # which rows are which must not follow their order
+    causal = B if config.causal else int(causal_share * B + torch.rand((), generator=generator)) if causal_share else 0
+    full = int(replay * (B - causal) + torch.rand((), generator=generator))
+    low, high, u = torch.full((B,), float(window[0])), torch.full((B,), float(window[1])), torch.empty(B)
+    rest = row[causal:]
+    low[rest[:full]], high[rest[:full]] = 0.0, 1.0
+    for group in (rest[:full], rest[full:], row[:causal]):
         u[group] = (torch.arange(len(group)) + torch.rand(len(group), generator=generator)) / max(len(group), 1)
-    low[row[:full]], high[row[:full]] = 0.0, 1.0
-    u, low, high = (x.to(tokens.device) for x in (u, low, high))
-    k = exact_count(length, low, high, u)
-    noise = torch.rand(tokens.shape, generator=generator).to(tokens.device)
-    return Masks(hide(text, k, noise), length / k.clamp(min=1))
+    read = torch.zeros(B, dtype=torch.bool)
+    read[row[:causal]] = True
+    u, low, high, read = (x.to(tokens.device) for x in (u, low, high, read))
+    length = text.sum(1)
+    k = torch.where(read, length, exact_count(length, low, high, u))
+    masked = hide(text, k, torch.rand(tokens.shape, generator=generator).to(tokens.device))
+    return Masks(masked, length / k.clamp(min=1), read)
 
 
 def exact_count(length: Tensor, low, high, u: Tensor) -> Tensor:
@@ -222,10 +286,15 @@ def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config
     """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the number of text tokens in the
     batch it estimates the bound per token. The L/k in the weight is the only normalisation: dividing by k as well would count it twice.
     """
-    noisy = tokens if config.causal else tokens.masked_fill(masks.masked, config.mask_id)
-    logits = model(noisy, masks.masked)
-    nats = F.cross_entropy(logits.float(), tokens[masks.masked], reduction="none", label_smoothing=label_smoothing)
-    return (nats * masks.weight[:, None].expand_as(tokens)[masks.masked]).sum()
+    loss = torch.zeros((), device=tokens.device)
+    for causal in (False, True):
+        row = masks.causal == causal
+        if row.any():
+            masked, text = masks.masked[row], tokens[row]
+            logits = model(text if causal else text.masked_fill(masked, config.mask_id), masked, causal)
+            nats = F.cross_entropy(logits.float(), text[masked], reduction="none", label_smoothing=label_smoothing)
+            loss = loss + (nats * masks.weight[row, None].expand_as(text)[masked]).sum()
+    return loss
 
 
 # ------------------------------------------------------------------------------------------------ the held-out bound
@@ -272,13 +341,20 @@ def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int =
         tokens = pad([row[2] for row in batch], config.pad_id).to(model.device)
         masked = pad([row[3] for row in batch], False).to(model.device)
         loss = F.cross_entropy(model(tokens if config.causal else tokens.masked_fill(masked, config.mask_id), masked).float(),
-                               tokens[masked], reduction="none").double().cpu()
+                               tokens[masked], reduction="none").cpu().double()
         owner = masked.nonzero()[:, 0].cpu()
         total = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, loss)
         for (n, p, _, _), value in zip(batch, total):
             nats[n, p] = value
     model.train(was_training)
     return Bound(nats, k, length)
+
+
+def parts(start: int, stop: int, longest: int) -> list[tuple[int, int]]:
+    """[start, stop) in as few nearly equal parts of at most `longest` as there can be."""
+    count = max(1, -(-(stop - start) // longest))
+    cuts = [start + (stop - start) * i // count for i in range(count + 1)]
+    return list(pairwise(cuts))
 
 
 def pad(sequences: list[Tensor], value) -> Tensor:
@@ -288,7 +364,61 @@ def pad(sequences: list[Tensor], value) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------ the sampler
 
-ORDERS = ("margin", "confidence", "entropy", "random")
+@torch.no_grad()
+def plain_denoise(model: nn.Module, tokens: Tensor, steps: int, temperature: float, generator: torch.Generator) -> Iterator[Tensor]:
+    """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat. Yields the row after each step.
+
+    `denoise` is this with everything that a user may want of it; for the settings they share the tests hold it to this one.
+    """
+    tokens, mask_id = tokens.clone(), model.config.mask_id
+    at_first = int((tokens == mask_id).sum())
+    steps = min(steps, at_first)
+    for left in range(steps - 1, -1, -1):
+        masked = tokens == mask_id
+        p = model(tokens[None], masked[None]).double().softmax(1)                    # predict, (masks, n_text)
+        likeliest = p.topk(2).values
+        margin = likeliest[:, 0] - likeliest[:, 1]
+        count = int(masked.sum()) - at_first * left // steps
+        surest = margin.topk(count).indices                                          # choose
+        drawn = p.argmax(1)
+        if temperature:
+            drawn = (p ** (1 / temperature)).multinomial(1, generator=generator)[:, 0]
+        tokens[masked.nonzero()[surest, 0]] = drawn[surest]                          # fill
+        yield tokens.clone()
+
+
+def setting(default, meaning: str, low=None, high=None, choices=()):
+    """A field of Sampling: its default, what it does, and what it may be; None where it may be off."""
+    return field(default=default, metadata={"meaning": meaning, "min": low, "max": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How `denoise` fills masks: what sample.py, the page and the evaluation share, defaults and limits included."""
+    steps: int = setting(25, "calls of the network per text (per block in a text longer than the model's context)", 1, 100_000)
+    order: str = setting("margin", "which positions are decided first", choices=("margin", "confidence", "entropy", "random"))
+    schedule: str = setting("linear", "how many per step; cosine: few at first", choices=("linear", "cosine"))
+    threshold: float | None = setting(None, "also decide whatever is likelier than this at once (0.9, say): fewer steps", 0, 1)
+    entropy_bound: float | None = setting(None, "also decide as many as keep their summed entropy within this many nats: fewer steps",
+                                          0, 10**9)
+    temperature: float = setting(0.6, "0: always the likeliest token; 1: as the model sees it", 0, 100)
+    top_k: int = setting(20, "draw among this many likeliest tokens; 0: all", 0, 10**9)
+    top_p: float = setting(0.85, "and among those that make up this much probability", 1e-6, 1)
+    repetition_penalty: float = setting(1.0, "above 1: tokens already in the text become less likely", 1e-3, 1000)
+    remask: float = setting(0.0, "share of the decided tokens that each step takes back and redraws", 0, 0.99)
+    block_size: int | None = setting(None, "write in blocks of this many tokens, left to right; None: only where the context demands it",
+                                     1, 10**9)
+
+    def __post_init__(self):
+        """ValueError for a value of the wrong kind or out of its range."""
+        for f in fields(self):
+            value, low, high, choices = getattr(self, f.name), *(f.metadata[key] for key in ("min", "max", "choices"))
+            if choices and value not in choices:
+                raise ValueError(f"{f.name} is one of {', '.join(choices)}, not {value!r}")
+            if not choices and not (value is None and f.default is None):
+                whole = "int" in str(f.type)
+                if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:       # a bool is no number
+                    raise ValueError(f"{f.name} is a {'whole ' if whole else ''}number from {low} to {high}, not {value!r}")
 
 
 class Step(NamedTuple):
@@ -305,123 +435,86 @@ class Step(NamedTuple):
 
 
 @torch.no_grad()
-def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], *, steps: int = 25, order: str = "margin", schedule: str = "linear",
-            threshold: float | None = None, entropy_bound: float | None = None, temperature: float = 0.6, top_k: int = 20, top_p: float = 0.85,
-            repetition_penalty: float = 1.0, remask: float = 0.0, block_size: int | None = None, alternatives: int = 5,
+def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampling | None = None, *, alternatives: int = 5,
             bar: tuple[Tensor, Tensor] | None = None) -> Iterator[Step]:
     """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network; everything else stays as it is.
 
-    The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2) with the positions to decide chosen by `order` instead of at random: the
-    largest margin p1 - p2 (Kim et al., 2502.06768), the highest confidence p(drawn token), the lowest entropy, or random. How many: so
-    that the masks left follow a linear or cosine `schedule` over `steps`; beyond that, every position whose drawn token is likelier than
-    `threshold`, and as many as keep the summed entropy, less the largest, within `entropy_bound` nats (Ben-Hamu et al., 2505.24857).
-    `steps` calls of the network, or as many as there are masks if those are fewer; adaptive runs end when nothing is masked.
-
-    Tokens are drawn at `temperature` (0: the likeliest) from the `top_k` likeliest (0: all) that make up `top_p` of the probability, tokens already in
-    the row penalised by `repetition_penalty` (Keskar et al., 1909.05858, sec. 4.1; 1: not at all). With `remask`, about that share of the decided
-    tokens is taken back at each step, the least confident most likely, within the schedule (after ReMDM, Wang et al., 2503.00307).
+    The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2): at each step the network predicts every mask, tokens are
+    drawn for all of them, and those at the positions that `order` puts first stay. `steps` calls, or as many as there are masks if
+    those are fewer; adaptive runs (`threshold`, `entropy_bound`) end when nothing is masked.
     Rows longer than the model's context, or any row if `block_size` is given, are filled left to right in blocks of that many
-    positions, each with `steps` of its own. The causal twin fills one position a step, left to right, and has no use for the settings of order and budget.
+    positions, each with `steps` of its own. The causal twin fills one position a step, left to right: order and budget mean nothing to it.
 
     `bar` is (where (B, T), tokens (n_text,)), both bool: where the first holds, tokens of the second are never drawn.
     Rows may be padded with [PAD] on the right; seeds (B,): a row's text depends on its own seed and not on the rows beside it.
     Leaves the model in eval mode. ValueError for impossible settings.
     """
-    config, context = model.config, model.config.block_size
-    if order not in ORDERS or schedule not in ("linear", "cosine"):
-        raise ValueError(f"order must be one of {', '.join(ORDERS)} and schedule linear or cosine, not {order!r} and {schedule!r}")
-    if steps < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or repetition_penalty <= 0 or not 0 <= remask < 1:
-        raise ValueError("sampling needs steps >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1, repetition_penalty > 0, 0 <= remask < 1")
-    if block_size is not None and not 1 <= block_size <= context:
-        raise ValueError(f"block_size must be between 1 and the model's context of {context} tokens, not {block_size}")
+    how, config = how or Sampling(), model.config
+    if how.block_size and how.block_size > config.block_size:
+        raise ValueError(f"block_size is at most the model's context of {config.block_size} tokens, not {how.block_size}")
     if len(seeds) != len(tokens) or not all(0 <= seed < 2**63 for seed in seeds):
         raise ValueError("sampling needs a seed for each row, a whole number from 0 to 2^63 - 1")
     model.eval()
-    tokens = tokens.cpu().clone()
-    B, T = tokens.shape
-    greedy = temperature == 0 and order != "random"                                  # the same text from every seed
-    generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
-    given = tokens != config.mask_id
-    confidence = given.float()
-    candidates, alternatives = min(top_k or config.n_text, config.n_text), min(alternatives, config.n_text)
-    kept = max(candidates, alternatives, 2)
-    length = (tokens != config.pad_id).sum(1)
-    blocks = [plan_blocks(~given[b, :length[b]], context, block_size) for b in range(B)]
-    calls = [sum(masks if config.causal else min(steps, masks) for *_, masks in row) for row in blocks]
-    current = torch.zeros(B, T, dtype=torch.bool)                                    # what the block at hand has to fill, decided or not
-    left, masks, step = (torch.zeros(B, dtype=torch.long) for _ in range(3))         # its window, its masks at first, its step
-
-    for done in range(1, max(calls, default=0) + 1):
-        masked = current & (tokens == config.mask_id)
-        for b in (~masked.any(1)).nonzero()[:, 0].tolist():                          # a block is done: on to the row's next
-            if blocks[b]:
-                start, stop, left[b], masks[b] = blocks[b].pop(0)
-                current[b], step[b] = False, 0
-                current[b, start:stop] = masked[b, start:stop] = ~given[b, start:stop]
-        rows = masked.any(1).nonzero()[:, 0]                                         # (A,) rows that are not finished
+    canvas = Canvas.of(tokens, seeds, how, config)
+    for number in range(1, canvas.calls + 1):
+        rows = canvas.rows_at_work(how)
         if len(rows) == 0:
             return
-        step[rows] += 1
-        n_steps = masks[rows] if config.causal else masks[rows].clamp(max=steps)
+        window, where = reading_window(canvas, rows, config)
+        guess = predict(model, canvas, rows, window, where, how, bar, alternatives)
+        back = how_many_back(canvas, rows, guess, how)
+        chosen = choose(canvas, rows, where, guess, back, how)
+        yield commit(canvas, rows, guess, chosen, take_back(canvas, rows, back), number, alternatives)
 
-        window = left[rows, None] + torch.arange(min(T, context))                    # (A, W) the columns that the network reads
-        where = masked[rows[:, None], window]
-        if config.causal:                                                            # the next position; those right of it would be read off [MASK]s
-            where &= where.cumsum(1) == 1
-            width = int(where.any(0).nonzero().max()) + 1
-            window, where = window[:, :width], where[:, :width]
-        a, w = where.nonzero(as_tuple=True)                                          # (M,) positions that it decides about, row by row
-        row, column, counts = rows[a], window[a, w], where.sum(1)
-        logits = model(tokens[rows[:, None], window].to(model.device), where.to(model.device)).float()
-        if bar is not None:
-            logits[(bar[0][row, column][:, None] & bar[1]).to(logits.device)] = -torch.inf
-        log_p = penalise(logits, row, tokens, repetition_penalty).log_softmax(1)     # (M, n_text)
-        top_log_p, top_ids = (x.cpu() for x in log_p.topk(kept))
-        own = [(generators[b], n) for b, n in zip(rows.tolist(), counts.tolist())]   # a row's generator, and how many positions it serves
-        noise = torch.cat([gumbel((n, candidates), g) for g, n in own]) if temperature else None
-        pick = draw(top_log_p[:, :candidates], temperature, top_p, noise)[:, None]
-        drawn, p_drawn = top_ids.gather(1, pick)[:, 0], top_log_p.gather(1, pick)[:, 0].exp()
-        chances = top_log_p[:, :max(alternatives, 2)].exp()
 
-        # Where a row is all masks, every position has the same chances, and rounding errors would choose: chance decides between equals.
-        tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
-        score = {"margin": chances[:, 0] - chances[:, 1], "confidence": p_drawn, "random": torch.zeros(len(a))}.get(order)
-        if order == "entropy" or entropy_bound is not None:
-            entropy = torch.special.entr(log_p.exp()).sum(1).cpu() - tie
-        score = spread(where, -entropy if order == "entropy" else score + tie, -torch.inf)
-        remaining = mask_schedule(masks[rows], step[rows], n_steps, schedule)        # (A,) masks to be left after this step
-        back = torch.zeros_like(remaining)                                           # (A,) how many are taken back in exchange for others
-        if remask and not config.causal:
-            decided = current[rows] & ~masked[rows]                                  # (A, T)
-            rounding = torch.stack([torch.rand((), generator=g) for g, _ in own])
-            back = (remask * decided.sum(1) + rounding).long().minimum(remaining)
-        count = (counts + back - remaining).clamp(min=1)
-        if config.causal:
-            count = counts
-        elif threshold is not None or entropy_bound is not None:
-            sure = torch.zeros_like(where)
-            if threshold is not None:
-                sure[a, w] = p_drawn > threshold
-            if entropy_bound is not None:
-                ascending, index = spread(where, entropy, torch.inf).sort(1)
-                sure |= torch.zeros_like(where).scatter_(1, index, (ascending.cumsum(1) - ascending <= entropy_bound) & ascending.isfinite())
-            score, count = score + 100 * sure, count.maximum(sure.sum(1))            # the sure ones first: no score is near 100
-        chosen = ranks(score)[a, w] < count[a]
+@dataclass
+class Canvas:
+    """Rows on their way from masks to text, B of them with T positions, and how far each has come."""
+    tokens: Tensor              # (B, T) int64
+    given: Tensor               # (B, T) bool: not to be filled
+    confidence: Tensor          # (B, T) float32, as in Step
+    generators: list[torch.Generator]
+    blocks: list[list]          # of each row, those that are still to come; see plan_blocks
+    calls: int                  # of the network that all of it may take
+    causal: bool
+    mask_id: int
+    current: Tensor             # (B, T) bool: what the block at hand has to fill, decided or not
+    left: Tensor                # (B,) int64: the first column that the network reads,
+    masks: Tensor               # how many masks the block had at first,
+    step: Tensor                # and its step
 
-        draft, revealed, remasked = tokens.clone(), torch.zeros_like(masked), torch.zeros_like(masked)
-        if back.any():
-            doubt = torch.full(decided.shape, -torch.inf, dtype=torch.float64)       # Gumbel-top-k: without replacement, in proportion to 1 - confidence
-            for i, b in [(i, b) for i, b in enumerate(rows.tolist()) if back[i]]:
-                unsure = 1 - confidence[b, decided[i]].double()
-                doubt[i, decided[i]] = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, generators[b])
-            remasked[rows] = (ranks(doubt) < back[:, None]) & decided
-            tokens[remasked] = config.mask_id
-        draft[row, column], confidence[row, column] = top_ids[:, 0], chances[:, 0]
-        here = row[chosen], column[chosen]
-        tokens[here], confidence[here], revealed[here] = drawn[chosen], p_drawn[chosen], True
-        choices, likelihoods = torch.zeros(B, T, alternatives, dtype=torch.long), torch.zeros(B, T, alternatives)
-        choices[row, column], likelihoods[row, column] = top_ids[:, :alternatives], chances[:, :alternatives]
-        yield Step(done, max(calls), tokens.clone(), revealed, remasked, draft, confidence.clone(), choices, likelihoods)
+    @classmethod
+    def of(cls, tokens: Tensor, seeds: list[int], how: Sampling, config: Config) -> "Canvas":
+        tokens = tokens.cpu().clone()
+        greedy = how.temperature == 0 and how.order != "random"                      # the same text from every seed
+        generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
+        given, length = tokens != config.mask_id, (tokens != config.pad_id).sum(1)
+        blocks = [plan_blocks(~row[:n], config.block_size, how.block_size) for row, n in zip(given, length)]
+        calls = [sum(masks if config.causal else min(how.steps, masks) for *_, masks in row) for row in blocks]
+        left, masks, step = (torch.zeros(len(tokens), dtype=torch.long) for _ in range(3))
+        return cls(tokens, given, given.float(), generators, blocks, max(calls, default=0), config.causal, config.mask_id,
+                   torch.zeros_like(given), left, masks, step)
+
+    @property
+    def masked(self) -> Tensor:
+        """(B, T) bool: what the blocks at hand still have to fill."""
+        return self.current & (self.tokens == self.mask_id)
+
+    def rows_at_work(self, how: Sampling) -> Tensor:
+        """(A,) the rows that are not finished, each with its next block begun where one was done."""
+        for b in (~self.masked.any(1)).nonzero()[:, 0].tolist():
+            if self.blocks[b]:
+                start, stop, self.left[b], self.masks[b] = self.blocks[b].pop(0)
+                self.current[b], self.step[b] = False, 0
+                self.current[b, start:stop] = ~self.given[b, start:stop]
+        rows = self.masked.any(1).nonzero()[:, 0]
+        self.step[rows] += 1
+        return rows
+
+    def left_after(self, rows: Tensor, how: Sampling) -> Tensor:
+        """(A,) how many masks the schedule leaves in each row's block after this step."""
+        steps = self.masks[rows] if self.causal else self.masks[rows].clamp(max=how.steps)
+        return mask_schedule(self.masks[rows], self.step[rows], steps, how.schedule)
 
 
 def plan_blocks(masked: Tensor, context: int, block_size: int | None) -> list[tuple[int, int, int, int]]:
@@ -441,9 +534,55 @@ def plan_blocks(masked: Tensor, context: int, block_size: int | None) -> list[tu
 
 
 def mask_schedule(masks: Tensor, step: Tensor, steps: Tensor, schedule: str) -> Tensor:
-    """How many of `masks` remain after `step` of `steps`, (B,) each: a straight line, or MaskGIT's cosine (2202.04200, sec. 3.3), which decides few tokens first."""
+    """How many of `masks` remain after `step` of `steps`, (B,) each: a straight line, or MaskGIT's cosine (2202.04200, sec. 3.3), which
+    decides few tokens first."""
     done = step.double() / steps
     return (masks * (1 - done if schedule == "linear" else (math.pi / 2 * done).cos()) + 1e-6).floor().long()
+
+
+def reading_window(canvas: Canvas, rows: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """The columns that the network reads of each row (A, W), and which of them it decides about (A, W) bool."""
+    window = canvas.left[rows, None] + torch.arange(min(canvas.tokens.shape[1], config.block_size))
+    where = canvas.masked[rows[:, None], window]
+    if config.causal:                                                                # the next one; those right of it would be read off [MASK]s
+        where &= where.cumsum(1) == 1
+        width = int(where.any(0).nonzero().max()) + 1
+        window, where = window[:, :width], where[:, :width]
+    return window, where
+
+
+class Guess(NamedTuple):
+    """What the network predicts at M undecided positions, row by row, and what was drawn there."""
+    row: Tensor                 # (M,) where it is
+    column: Tensor
+    ids: Tensor                 # (M, K) the likeliest tokens, best first
+    chances: Tensor             # (M, K) their probabilities
+    drawn: Tensor               # (M,) the token drawn
+    p_drawn: Tensor             # (M,) and its probability
+    entropy: Tensor | None      # (M,) nats, where the settings ask for it
+    tie: Tensor                 # (M,) float64: chance, to decide between equals
+
+
+def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, window: Tensor, where: Tensor, how: Sampling, bar, alternatives: int) -> Guess:
+    """One call of the network, and a token drawn for every position that it decides about."""
+    n_text = model.config.n_text
+    a, w = where.nonzero(as_tuple=True)
+    row, column, counts = rows[a], window[a, w], where.sum(1)
+    logits = model(canvas.tokens[rows[:, None], window].to(model.device), where.to(model.device)).float()
+    if bar is not None:
+        logits[(bar[0][row, column][:, None] & bar[1]).to(logits.device)] = -torch.inf
+    log_p = penalise(logits, row, canvas.tokens, how.repetition_penalty).log_softmax(1)     # (M, n_text)
+    candidates = min(how.top_k or n_text, n_text)
+    top_log_p, top_ids = (x.cpu() for x in log_p.topk(min(max(candidates, alternatives, 2), n_text)))
+    own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), counts.tolist())]      # a row's generator, and how many positions it serves
+    noise = torch.cat([gumbel((n, candidates), g) for g, n in own]) if how.temperature else None
+    pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
+    # Where a row is all masks, every position has the same chances, and rounding errors would choose: chance decides between equals.
+    tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
+    entropy = None
+    if how.order == "entropy" or how.entropy_bound is not None:
+        entropy = torch.special.entr(log_p.exp()).sum(1).cpu() - tie
+    return Guess(row, column, top_ids, top_log_p.exp(), top_ids.gather(1, pick)[:, 0], top_log_p.gather(1, pick)[:, 0].exp(), entropy, tie)
 
 
 def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) -> Tensor:
@@ -465,11 +604,73 @@ def gumbel(shape, generator: torch.Generator) -> Tensor:
 
 
 def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float) -> Tensor:
-    """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T); those of tokens already in the row made smaller by the factor `penalty`."""
+    """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T); those of tokens already in the row made smaller by the factor
+    `penalty` (Keskar et al., 1909.05858, sec. 4.1)."""
     if penalty == 1:
         return logits
     seen = torch.zeros(len(tokens), logits.shape[1] + SPECIALS, dtype=torch.bool).scatter_(1, tokens, True)[:, :-SPECIALS]
     return torch.where(seen[row].to(logits.device), torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def choose(canvas: Canvas, rows: Tensor, where: Tensor, guess: Guess, back: Tensor, how: Sampling) -> Tensor:
+    """(M,) bool: the positions decided in this step, those that `order` puts first: the largest margin p1 - p2 (Kim et al., 2502.06768), the
+    highest p(drawn token), the lowest entropy, or any. As many as the schedule says, and one for each that is taken `back`; beyond that,
+    every position whose drawn token is likelier than `threshold`, and as many as keep the summed entropy, less the largest, within
+    `entropy_bound` (Ben-Hamu et al., 2505.24857)."""
+    a, w = where.nonzero(as_tuple=True)
+    counts = where.sum(1)
+    score = {"margin": guess.chances[:, 0] - guess.chances[:, 1] + guess.tie, "confidence": guess.p_drawn + guess.tie,
+             "random": guess.tie, "entropy": guess.entropy if guess.entropy is None else -guess.entropy}[how.order]
+    score = spread(where, score, -torch.inf)
+    count = counts if canvas.causal else (counts + back - canvas.left_after(rows, how)).clamp(min=1)
+    if not canvas.causal and (how.threshold is not None or how.entropy_bound is not None):
+        sure = torch.zeros_like(where)
+        if how.threshold is not None:
+            sure[a, w] = guess.p_drawn > how.threshold
+        if how.entropy_bound is not None:
+            ascending, index = spread(where, guess.entropy, torch.inf).sort(1)
+            within = (ascending.cumsum(1) - ascending <= how.entropy_bound) & ascending.isfinite()
+            sure |= torch.zeros_like(where).scatter_(1, index, within)
+        score, count = score + 100 * sure, count.maximum(sure.sum(1))                # the sure ones first: no score is near 100
+    return ranks(score)[a, w] < count[a]
+
+
+def how_many_back(canvas: Canvas, rows: Tensor, guess: Guess, how: Sampling) -> Tensor:
+    """(A,) how many decided tokens of each block are taken back in this step, in exchange for as many others: about the share `remask`."""
+    if not how.remask or canvas.causal:
+        return torch.zeros(len(rows), dtype=torch.long)
+    decided = (canvas.current & ~canvas.masked)[rows].sum(1)
+    rounding = torch.stack([torch.rand((), generator=canvas.generators[b]) for b in rows.tolist()])
+    return (how.remask * decided + rounding).long().minimum(canvas.left_after(rows, how))
+
+
+def take_back(canvas: Canvas, rows: Tensor, back: Tensor) -> Tensor:
+    """(B, T) bool: the `back` (A,) decided tokens of each row that are masked again, the less confident the likelier (after ReMDM, Wang et
+    al., 2503.00307): without replacement, in proportion to 1 - confidence, by Gumbel-top-k."""
+    taken = torch.zeros_like(canvas.given)
+    decided = canvas.current & ~canvas.masked
+    for b, count in zip(rows.tolist(), back.tolist()):
+        if count:
+            unsure = 1 - canvas.confidence[b, decided[b]].double()
+            doubt = torch.full(decided[b].shape, -torch.inf, dtype=torch.float64)
+            doubt[decided[b]] = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, canvas.generators[b])
+            taken[b] = ranks(doubt[None])[0] < count
+    return taken
+
+
+def commit(canvas: Canvas, rows: Tensor, guess: Guess, chosen: Tensor, taken: Tensor, number: int, alternatives: int) -> Step:
+    """Write this step's tokens into the canvas, and tell what happened."""
+    row, column = guess.row, guess.column
+    draft, revealed = canvas.tokens.clone(), torch.zeros_like(canvas.given)
+    canvas.tokens[taken] = canvas.mask_id
+    draft[row, column], canvas.confidence[row, column] = guess.ids[:, 0], guess.chances[:, 0]
+    here = row[chosen], column[chosen]
+    canvas.tokens[here], canvas.confidence[here], revealed[here] = guess.drawn[chosen], guess.p_drawn[chosen], True
+    shown = min(alternatives, guess.ids.shape[1])
+    choices = torch.zeros(*canvas.tokens.shape, shown, dtype=torch.long)
+    chances = torch.zeros(choices.shape)
+    choices[row, column], chances[row, column] = guess.ids[:, :shown], guess.chances[:, :shown]
+    return Step(number, canvas.calls, canvas.tokens.clone(), revealed, taken, draft, canvas.confidence.clone(), choices, chances)
 
 
 def spread(where: Tensor, values: Tensor, empty: float) -> Tensor:
@@ -487,7 +688,8 @@ def ranks(score: Tensor) -> Tensor:
 def count_parameters(config: Config) -> dict[str, int]:
     """Parameters by component; `total` equals sum(p.numel()). The embedding is also the output layer and counts once."""
     d, h, n = config.n_embd, config.mlp_width, config.n_layer
-    parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h, "norms": (2 * n + 1) * d}
+    parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h, "convolution": n * config.conv * d,
+             "norms": (2 * n + 1) * d}
     return parts | {"total": sum(parts.values())}
 
 
@@ -499,7 +701,7 @@ def training_flops(config: Config, tokens: int, predicted: int, length: int) -> 
     """
     parts = count_parameters(config)
     attention = 12 * config.n_layer * config.n_embd * length // (2 if config.causal else 1)
-    return tokens * (6 * (parts["attention"] + parts["mlp"]) + attention) + predicted * 6 * config.n_text * config.n_embd
+    return tokens * (6 * (parts["attention"] + parts["mlp"] + parts["convolution"]) + attention) + predicted * 6 * config.n_text * config.n_embd
 
 
 def layer_bytes(config: Config, bytes_per_value: int, checkpointing: bool = False) -> int:
@@ -513,7 +715,8 @@ def layer_bytes(config: Config, bytes_per_value: int, checkpointing: bool = Fals
     norms = 2 * 4 * d if half == 2 else 0                                            # q and k in float32 for their norm
     swiglu = half * 4 * h                                                            # gate and up, silu(gate), the product
     dropout = 2 * d if config.dropout else 0
-    return residuals + normalised + attention + norms + swiglu + dropout
+    convolution = 4 * d if config.conv else 0                                        # its input, padded
+    return residuals + normalised + convolution + attention + norms + swiglu + dropout
 
 
 def estimate_memory(config: Config, batch_size: int, length: int | None = None, bytes_per_value: int = 2, checkpointing: bool = False,
@@ -532,6 +735,34 @@ def estimate_memory(config: Config, batch_size: int, length: int | None = None, 
     training = states + tokens * (layers + 8 * d) + logits
     inference = total * 4 + (length or config.block_size) * (layer + 12 * config.n_text)
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
+
+
+def pick_device(name: str = "auto", local: int = 0) -> torch.device:
+    """The device called `name`; "auto": the GPU number `local` of those there are, else Apple's, else the CPU.
+    ValueError where it is not to be had."""
+    if name in ("auto", ""):
+        name = "cpu"
+        if torch.cuda.is_available():
+            name = f"cuda:{local % torch.cuda.device_count()}"
+        elif torch.backends.mps.is_available():
+            name = "mps"
+    try:
+        where = torch.device(name)
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device {name!r} is not to be had here; --device=cpu always is") from None
+    return where
+
+
+def peak_memory_gb(where: torch.device) -> float | None:
+    """Peak memory so far in GB (1e9 bytes): the GPU's allocations, or this process's resident set; None on Windows."""
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where) / 1e9
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def set_up_cpu(config: Config) -> None:

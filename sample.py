@@ -18,14 +18,15 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from configurator import assign, configure, fail
-from model import ORDERS, Config, DiffusionModel, Step, denoise, load_model, pad, set_up_cpu
+from configurator import assign, configure, fail, write_json
+from model import Config, DiffusionModel, Sampling, Step, denoise, load_model, pad, pick_device, set_up_cpu
 from prepare import Tokenizer
 
 out_dir = "out"                     # where train.py left its checkpoints
@@ -37,17 +38,7 @@ template = ""                       # text with gaps to fill: ____ of any length
 max_tokens = 128                    # how many tokens to write after the prompt
 num_samples = 1                     # texts per prompt, from the seeds seed, seed + 1, ...
 seed = 1                            # where chance begins
-steps = 25                          # calls of the network per text (per block in a text longer than the model's context)
-order = "margin"                    # which positions are decided first: margin, confidence, entropy or random
-schedule = "linear"                 # how many per step: linear or cosine (few at first)
-threshold: float | None = None      # also decide whatever is likelier than this at once (0.9, say): fewer steps
-entropy_bound: float | None = None  # also decide as many as keep their summed entropy within this many nats: fewer steps
-temperature = 0.6                   # 0: always the likeliest token; 1: as the model sees it
-top_k = 20                          # draw among this many likeliest tokens; 0: all
-top_p = 0.85                        # and among those that make up this much probability
-repetition_penalty = 1.0            # above 1: tokens already in the text become less likely
-remask = 0.0                        # share of the decided tokens that each step takes back and redraws
-block_size: int | None = None       # write in blocks of this many tokens, left to right; None: only where the context demands it
+sampling = Sampling()               # how text is drawn; model.py says what its fields, knobs as well, may be
 gap_lengths = [1, 2, 3, 5, 8]       # tokens to try in a gap of unknown length; the likeliest text is kept
 output = ""                         # a JSON file for the results
 batch = ""                          # a file of prompts or templates, one a line; results are written to output as they come
@@ -58,15 +49,15 @@ draft = False                       # in animations, show what the model would p
 save_animation = ""                 # FILE.html or FILE.gif: the first text's animation, to keep
 benchmark = False                   # tokens per second over steps and orders
 
-SETTINGS = ("steps", "order", "schedule", "threshold", "entropy_bound", "temperature", "top_k", "top_p", "repetition_penalty", "remask", "block_size")
+CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
 BATCH_TOKENS = 4096                 # positions filled at once
 TRIES = 25                          # combinations of gap lengths tried at most
 
 
 def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
     """(model in eval mode, its tokenizer, the whole checkpoint); device "": a GPU if there is one. User errors end in fail()."""
-    device = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
+        where = pick_device(device)
         model, checkpoint = load_model(path)
         tokenizer = Tokenizer.from_dict(checkpoint["tokenizer"])
     except (FileNotFoundError, ValueError) as error:
@@ -76,10 +67,7 @@ def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
     if tokenizer.vocab_size != model.config.vocab_size:
         fail(f"{path}: its tokenizer has {tokenizer.vocab_size} tokens and its model {model.config.vocab_size}")
     set_up_cpu(model.config)
-    try:
-        return model.to(device), tokenizer, checkpoint
-    except (RuntimeError, AssertionError) as error:
-        fail(f"--device={device} cannot be used here: {str(error).splitlines()[0]}")
+    return model.to(where), tokenizer, checkpoint
 
 
 # ---- text and gaps ---------------------------------------------------------------------------------------------------
@@ -154,9 +142,8 @@ def not_words(tokenizer: Tokenizer) -> Tensor:
 
 
 def batches(model: DiffusionModel, rows: list[Tensor], seeds: list[int], bar: tuple[list[Tensor], Tensor] | None = None,
-            **settings) -> Iterator[tuple[list[int], Iterator[Step]]]:
-    """Fill 1-d canvases of any lengths: yield (indices of the rows of a batch, its Steps). Settings are denoise's keyword arguments;
-    `bar` is (one `word_starts` per row, `not_words`).
+            how: Sampling | None = None) -> Iterator[tuple[list[int], Iterator[Step]]]:
+    """Fill 1-d canvases of any lengths: yield (indices of the rows of a batch, its Steps). `bar` is (one `word_starts` per row, `not_words`).
 
     A row's text depends on its seed and the settings, not on its batch. ValueError as in denoise.
     """
@@ -165,13 +152,13 @@ def batches(model: DiffusionModel, rows: list[Tensor], seeds: list[int], bar: tu
         size = max(1, BATCH_TOKENS // max(1, len(rows[todo[-1]])))
         batch, todo = todo[-size:], todo[:-size]
         barred = bar and (pad([bar[0][i] for i in batch], False), bar[1])
-        yield batch, denoise(model, pad([rows[i] for i in batch], model.config.pad_id), [seeds[i] for i in batch], bar=barred, **settings)
+        yield batch, denoise(model, pad([rows[i] for i in batch], model.config.pad_id), [seeds[i] for i in batch], how, bar=barred)
 
 
-def generate(model: DiffusionModel, rows: list[Tensor], seeds: list[int], **settings) -> list[Tensor]:
-    """Fill the [MASK]s of 1-d canvases of any lengths: the filled rows, in order. Settings are denoise's keyword arguments."""
+def generate(model: DiffusionModel, rows: list[Tensor], seeds: list[int], how: Sampling | None = None) -> list[Tensor]:
+    """Fill the [MASK]s of 1-d canvases of any lengths: the filled rows, in order."""
     filled = list(rows)
-    for batch, events in batches(model, rows, seeds, **settings):
+    for batch, events in batches(model, rows, seeds, how=how):
         for step in events:
             for i, tokens in zip(batch, step.tokens):
                 filled[i] = tokens[:len(rows[i])]
@@ -186,7 +173,7 @@ class Job(NamedTuple):
     seed: int
 
 
-def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list[str | int | None], seed: int, settings: dict) -> Job:
+def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list[str | int | None], seed: int, how: Sampling) -> Job:
     """The job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose text is likeliest per token, as the model
     saw it when it decided. (A likelihood of the whole text per token would favour long gaps: what the model writes is more probable than what people do.)"""
     try:
@@ -205,22 +192,22 @@ def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list
     if not unknown:
         return jobs[0]
     likelihood = [0.0] * len(jobs)
-    for batch, events in job_batches(model, tokenizer, jobs, settings):
+    for batch, events in job_batches(model, tokenizer, jobs, how):
         for step in events:
             for i, p in zip(batch, step.confidence.log()):
                 likelihood[i] = float(p[:len(jobs[i].row)][jobs[i].row == model.config.mask_id].mean())
     return jobs[max(range(len(jobs)), key=likelihood.__getitem__)]
 
 
-def job_batches(model, tokenizer, jobs, settings):
+def job_batches(model, tokenizer, jobs, how):
     """`batches` of jobs, where a gap after a space begins a word."""
     bar = [word_starts(tokenizer, job.parts) for job in jobs], not_words(tokenizer)
-    return batches(model, [job.row for job in jobs], [job.seed for job in jobs], bar, **settings)
+    return batches(model, [job.row for job in jobs], [job.seed for job in jobs], bar, how)
 
 
-def write(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], settings: dict, watch=None) -> Iterator[tuple[int, Tensor, dict]]:
+def write(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], how: Sampling, watch=None) -> Iterator[tuple[int, Tensor, dict]]:
     """Fill jobs in batches; yield (index, filled row, result as in --output) as they are done. watch(job, Step, seconds) sees a lone job's steps."""
-    for batch, events in job_batches(model, tokenizer, jobs, settings):
+    for batch, events in job_batches(model, tokenizer, jobs, how):
         filled, calls, seconds = [jobs[i].row for i in batch], [0] * len(batch), 0.0
         while True:
             begun = time.perf_counter()
@@ -237,7 +224,7 @@ def write(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], settings
             pieces = texts(tokenizer, job.parts, row)
             written = [piece for piece, part in zip(pieces, job.parts) if isinstance(part, int)]
             yield i, row, {"prompt": job.prompt, "text": "".join(pieces), "completion": "\n".join(written), "seed": job.seed, "steps": n,
-                           "tokens": int((job.row == model.config.mask_id).sum()), "seconds": round(seconds / len(batch), 4), "settings": settings}
+                           "tokens": int((job.row == model.config.mask_id).sum()), "seconds": round(seconds / len(batch), 4), "settings": asdict(how)}
 
 
 # ---- watching --------------------------------------------------------------------------------------------------------
@@ -377,14 +364,14 @@ def save_gif(path: str, frames: list[list[Cell]], seconds_per_frame: float, colu
                 pen.text((16 + column * width, 16 + row * height), text, colour, font)
                 column += cell_len(text)
         images.append(image)
-    images[0].save(path, save_all=True, append_images=images[1:], loop=0, duration=[int(1000 * seconds_per_frame)] * (len(images) - 1) + [4000])
+    images[0].write_json(path, save_all=True, append_images=images[1:], loop=0, duration=[int(1000 * seconds_per_frame)] * (len(images) - 1) + [4000])
 
 
 # ---- the program -----------------------------------------------------------------------------------------------------
 
 def perform(model: DiffusionModel, tokenizer: Tokenizer, job: Job, knobs: dict, console) -> tuple[Tensor, dict]:
     """Write a lone job as the knobs say, watched or not; (filled row, result). Saves the animation that save_animation names."""
-    frames, settings = [], {name: knobs[name] for name in SETTINGS}
+    frames, how = [], Sampling(**knobs["sampling"])
     moving = knobs["animate"] and console.is_terminal and not console.is_dumb_terminal
     pause = 0.12 / knobs["speed"] if knobs["speed"] > 0 else 0.0
     with contextlib.ExitStack() as stack:
@@ -401,33 +388,26 @@ def perform(model: DiffusionModel, tokenizer: Tokenizer, job: Job, knobs: dict, 
                     live.update(frame(console, shown, moment, seconds), refresh=True)
                     time.sleep(pause)
 
-        [(_, row, result)] = write(model, tokenizer, [job], settings, watch if moving or knobs["save_animation"] else None)
+        [(_, row, result)] = write(model, tokenizer, [job], how, watch if moving or knobs["save_animation"] else None)
     if frames:
         (save_gif if knobs["save_animation"].endswith(".gif") else save_html)(knobs["save_animation"], frames, 0.2 / (knobs["speed"] or 1))
     return row, result
 
 
-def save(path: str, results: list[dict]) -> None:
-    """Write the results as JSON, whole or not at all."""
-    aside = Path(f"{path}.writing")
-    aside.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def measure(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], settings: dict) -> None:
+def measure(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], how: Sampling) -> None:
     """--benchmark: a table of speeds on stdout."""
     from rich.console import Console
     from rich.table import Table
     table = Table("order", "steps", "adaptive", "calls", "ms per call", "tokens/s", box=None)
-    runs = [{"order": order, "steps": n} for order in ORDERS for n in (8, 25, 64)]
+    runs = [{"order": order, "steps": n} for order in CHOICES["order"] for n in (8, 25, 64)]
     runs += [{name: value} for name, value in (("threshold", 0.9), ("threshold", 0.5), ("entropy_bound", 0.5), ("entropy_bound", 2.0))]
-    list(write(model, tokenizer, jobs, settings | {"steps": 2}))                    # a warm-up
+    list(write(model, tokenizer, jobs, replace(how, steps=2)))                    # a warm-up
     for run in runs:
-        used = settings | run
+        used = replace(how, **run)
         results = [result for *_, result in write(model, tokenizer, jobs, used)]
         seconds, calls = sum(r["seconds"] for r in results), max(r["steps"] for r in results)
         adaptive = next((f"{name} {run[name]}" for name in run if name in ("threshold", "entropy_bound")), "")
-        table.add_row(used["order"], str(used["steps"]), adaptive, str(calls), f"{1000 * seconds / calls:.1f}", f"{sum(r['tokens'] for r in results) / seconds:.0f}")
+        table.add_row(used.order, str(used.steps), adaptive, str(calls), f"{1000 * seconds / calls:.1f}", f"{sum(r['tokens'] for r in results) / seconds:.0f}")
     Console(width=80).print(table)
 
 
@@ -445,7 +425,7 @@ COMMANDS = {
     "/seed": "/seed 5: where chance begins", "/remask": "/remask 12-18: write these tokens of the last text anew", "/undo": "back to the text before",
     "/save": "/save FILE.txt or FILE.json: keep the last text", "/help": "this", "/quit": "leave, as Ctrl-D does; Ctrl-C stops the text at hand",
 }
-SETTABLE = (*SETTINGS, "max_tokens", "suffix", "seed", "animate", "speed", "draft", "save_animation")
+SETTABLE = (*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed", "draft", "save_animation")
 
 
 def converse(model: DiffusionModel, tokenizer: Tokenizer, knobs: dict, console) -> None:
@@ -481,7 +461,7 @@ def options(line: str) -> list[str]:
     """What may complete the last word of an interactive line."""
     words = line.split(" ")
     if words[0] == "/set" and len(words) > 1:
-        return list(SETTABLE) if len(words) == 2 else {"order": list(ORDERS), "schedule": ["linear", "cosine"]}.get(words[1], [])
+        return list(SETTABLE) if len(words) == 2 else list(CHOICES.get(words[1], ()))
     return list(COMMANDS) if line.startswith("/") and len(words) == 1 else []
 
 
@@ -493,16 +473,17 @@ def command(line: str, model: DiffusionModel, tokenizer: Tokenizer, knobs: dict,
         raise ValueError(f"there is no {name}: /help lists the commands")
     if name in ("/again", "/remask", "/undo", "/save") and not past:
         raise ValueError("there is no text yet")
-    settings, job = {key: knobs[key] for key in SETTINGS}, None
+    how, job = Sampling(**knobs["sampling"]), None
     if name == "/help":
         say("\n".join(f"  {key:<9}{text}" for key, text in COMMANDS.items()))
     elif name in ("/set", "/seed"):
         key, _, value = argument.partition(" ") if name == "/set" else ("seed", "", argument)
         if key not in SETTABLE:
             raise ValueError(f"/set takes a knob and a value; knobs: {', '.join(SETTABLE)}")
-        assign(knobs, knobs, __annotations__, key, value.strip())
+        assign(knobs, knobs, {f"sampling.{f.name}": f.type for f in fields(Sampling)}, key, value.strip())
+        Sampling(**knobs["sampling"])
     elif name == "/show":
-        say("\n".join(f"  {key} = {knobs[key]!r}" for key in SETTABLE))
+        say("\n".join(f"  {key} = {(knobs | knobs['sampling'])[key]!r}" for key in SETTABLE))
         if past:
             written = past[-1][1][past[-1][0].row == model.config.mask_id].tolist()
             say("  " + " ".join(f"{n}:{tokenizer.decode([token]).strip(' ')!r}" for n, token in enumerate(written, 1)))
@@ -512,9 +493,9 @@ def command(line: str, model: DiffusionModel, tokenizer: Tokenizer, knobs: dict,
     elif name == "/save":
         if not argument:
             raise ValueError("/save takes a file's name")
-        save(argument, [past[-1][2]]) if argument.endswith(".json") else Path(argument).write_text(past[-1][2]["text"] + "\n", encoding="utf-8")
+        write_json(argument, [past[-1][2]]) if argument.endswith(".json") else Path(argument).write_text(past[-1][2]["text"] + "\n", encoding="utf-8")
     elif name == "/again":
-        job = job_of(model, tokenizer, past[-1][0].prompt, past[-1][0].parts, past[-1][0].seed + 1, settings)
+        job = job_of(model, tokenizer, past[-1][0].prompt, past[-1][0].parts, past[-1][0].seed + 1, how)
     elif name == "/remask":
         last, row, _ = past[-1]
         places = (last.row == model.config.mask_id).nonzero()[:, 0]
@@ -525,7 +506,7 @@ def command(line: str, model: DiffusionModel, tokenizer: Tokenizer, knobs: dict,
         row[places[int(span[1]) - 1:int(span[2] or span[1])]] = model.config.mask_id
         job = last._replace(row=row, seed=last.seed + 1)
     elif line.strip():
-        job = job_of(model, tokenizer, line, parts_of(line, knobs, gaps=True), knobs["seed"], settings)
+        job = job_of(model, tokenizer, line, parts_of(line, knobs, gaps=True), knobs["seed"], how)
     if job:
         row, result = perform(model, tokenizer, job, knobs, console)
         past.append((job if name != "/remask" else job._replace(row=past[-1][0].row), row, result))
@@ -540,7 +521,7 @@ def write_all(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], knob
     def keep(i, result):
         results[i] = result
         if output:
-            save(output, [results[i] for i in sorted(results)])
+            write_json(output, [results[i] for i in sorted(results)])
 
     if animate or save_animation:
         for i, job in enumerate(jobs):
@@ -549,7 +530,7 @@ def write_all(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], knob
         moving = console.is_terminal and not console.is_dumb_terminal and len(jobs) > 1
         with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=not moving) as progress:
             task = progress.add_task("texts", total=len(jobs))
-            for i, _, result in write(model, tokenizer, jobs, {name: knobs[name] for name in SETTINGS}):
+            for i, _, result in write(model, tokenizer, jobs, sampling):
                 keep(i, result)
                 progress.advance(task)
     return [results[i] for i in range(len(jobs))]
@@ -577,16 +558,15 @@ def main():
     console = Console(stderr=True, highlight=False)
     sys.stdout.reconfigure(errors="replace")                                        # a terminal that cannot show a character shows ?
     model, tokenizer, _ = load(checkpoint or os.path.join(out_dir, "best.pt"), device)
-    settings = {name: knobs[name] for name in SETTINGS}
     try:
         asked = [line for line in Path(batch).read_text(encoding="utf-8-sig").splitlines() if line.strip()] if batch else [template or prompt]
         if output:
-            save(output, [])                                                        # a path that cannot be written is known before the work
+            write_json(output, [])                                                        # a path that cannot be written is known before the work
         if interactive:
             return converse(model, tokenizer, knobs, console)
-        jobs = [job_of(model, tokenizer, text, parts_of(text, knobs, gaps=bool(template or batch)), seed + i, settings) for text in asked for i in range(num_samples)]
+        jobs = [job_of(model, tokenizer, text, parts_of(text, knobs, gaps=bool(template or batch)), seed + i, sampling) for text in asked for i in range(num_samples)]
         if benchmark:
-            return measure(model, tokenizer, jobs, settings)
+            return measure(model, tokenizer, jobs, sampling)
         results = write_all(model, tokenizer, jobs, knobs, console)
     except ValueError as error:
         fail(error)

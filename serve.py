@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from werkzeug.serving import make_server
 
 import sample
 from configurator import configure, fail
-from model import ORDERS, Config, DiffusionModel, Step, count_parameters, denoise, estimate_memory
+from model import Config, DiffusionModel, Sampling, Step, count_parameters, denoise, estimate_memory
 from prepare import Tokenizer
 
 out_dir = "out"             # where train.py left its checkpoints
@@ -57,24 +58,16 @@ AROUND = 24                 # tokens of the book shown on either side of such a 
 
 def settings_allowed(config: Config, longest: int) -> dict[str, dict]:
     """{key: what it may be}: numbers with `min` and `max`, names with `choices`; `default` is sample.py's, None where a setting may be off."""
-    allowed = {
-        "max_tokens": {"type": "int", "min": 1, "max": longest},
-        "steps": {"type": "int", "min": 1, "max": 256},
-        "temperature": {"type": "float", "min": 0, "max": 2},
-        "top_k": {"type": "int", "min": 0, "max": config.n_text},
-        "top_p": {"type": "float", "min": 0.01, "max": 1},
-        "repetition_penalty": {"type": "float", "min": 1, "max": 2},
-        "order": {"choices": ORDERS},
-        "schedule": {"choices": ("linear", "cosine")},
-        "threshold": {"type": "float", "min": 0, "max": 1},
-        "entropy_bound": {"type": "float", "min": 0, "max": 100},
-        "remask": {"type": "float", "min": 0, "max": 0.9},
-        "block_size": {"type": "int", "min": 1, "max": config.block_size},
-        "seed": {"type": "int", "min": 0, "max": 2**53 - 1},            # the whole numbers that JavaScript has
-    }
-    for key, rule in allowed.items():
-        rule["default"] = None if key == "seed" else getattr(sample, key)
-    allowed["max_tokens"]["default"] = min(sample.max_tokens, 3 * config.block_size // 4, longest)       # a prompt fits beside it
+    usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)             # a prompt fits beside it
+    narrower = {"steps": {"max": 256}, "temperature": {"max": 2}, "top_k": {"max": config.n_text}, "top_p": {"min": 0.01},
+                "repetition_penalty": {"min": 1, "max": 2}, "entropy_bound": {"max": 100}, "remask": {"max": 0.9},
+                "block_size": {"max": config.block_size}}
+    allowed = {"max_tokens": {"type": "int", "min": 1, "max": longest, "default": usual}}
+    for f in fields(Sampling):
+        rule = {"choices": f.metadata["choices"]} if f.metadata["choices"] else {
+            "type": "int" if "int" in str(f.type) else "float", "min": f.metadata["min"], "max": f.metadata["max"]}
+        allowed[f.name] = rule | narrower.get(f.name, {}) | {"default": f.default}
+    allowed["seed"] = {"type": "int", "min": 0, "max": 2**53 - 1, "default": None}    # the whole numbers that JavaScript has
     return allowed
 
 
@@ -323,11 +316,10 @@ def create_app(model: DiffusionModel, tokenizer: Tokenizer, saved: dict, host: s
     def write(ws, recent, settings, row, parts):
         """Send every step as it comes. After each, look for `cancel`."""
         send(ws, type="start", tokens=row.tolist(), seed=settings["seed"], settings=settings)
-        sampling = {key: settings[key] for key in sample.SETTINGS}
-        if parts:
-            sampling["bar"] = sample.word_starts(tokenizer, parts)[None], words
+        how = Sampling(**{f.name: settings[f.name] for f in fields(Sampling)})
+        bar = (sample.word_starts(tokenizer, parts)[None], words) if parts else None
         tokens, steps, seconds, cancelled, begun = row[None], 0, 0.0, False, time.perf_counter()
-        with contextlib.closing(denoise(model, row[None], [settings["seed"]], **sampling)) as stream:
+        with contextlib.closing(denoise(model, row[None], [settings["seed"]], how, bar=bar)) as stream:
             for step in stream:
                 tokens, steps, seconds = step.tokens, step.step, time.perf_counter() - begun
                 send(ws, **step_message(step, seconds))
@@ -355,7 +347,7 @@ def main():
     except OSError as error:
         fail(f"cannot listen at {host}:{port}: {error.strerror or error}; choose another with --port=")
     address, actual = (f"[{host}]" if ":" in host else host), listening.getsockname()[1]
-    for _ in denoise(model, sample.canvas(tokenizer, ["a", 1], model.config)[None], [0], steps=1):         # so that the first reader need not
+    for _ in denoise(model, sample.canvas(tokenizer, ["a", 1], model.config)[None], [0], Sampling(steps=1)):         # so that the first reader need not
         pass                                                                                               # wait for libraries to load
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     app = create_app(model, tokenizer, saved, host, actual, longest)

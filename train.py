@@ -15,23 +15,30 @@ import hashlib
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 import model as model_file
-from configurator import configure, fail
+from configurator import configure, fail, write_json
 from model import (
     SPECIALS,
     Config,
     DiffusionModel,
+    Masks,
+    Sampling,
     checkpoint_of,
+    cooccurrence_embedding,
     count_parameters,
     denoise,
     draw_masks,
@@ -39,6 +46,9 @@ from model import (
     held_out_bound,
     load_checkpoint,
     pad,
+    parts,
+    peak_memory_gb,
+    pick_device,
     save_checkpoint,
     set_up_cpu,
     training_flops,
@@ -58,10 +68,13 @@ compile = False                # torch.compile the network: minutes to start, fa
 n_layer = 6                    # transformer blocks
 n_head = 6                     # attention heads
 n_embd = 384                   # width
-block_size = 256               # longest sequence in tokens; longer examples are cut, at another place each epoch
+block_size = 256               # longest sequence in tokens; the text is cut into such pieces, anew each epoch
 dropout = 0.0                  # of residual branches and embeddings
 causal = False                 # True: the autoregressive twin, on the same data
+causal_share = 0.25            # of each batch's rows, read from left to right by the same network, which then learns sooner
 rope_base = 10000.0            # wavelength base of the rotary embeddings
+conv = 5                       # width of the short convolution before attention; 0: none
+embedding_init = "cooccurrence"    # where the embedding starts: cooccurrence (of the training text's tokens) or normal
 # the curriculum: each stage's stream, its window of mask rates, the share of each batch that draws from the full range instead
 stages = [
     {"name": "foundational", "data": "stage1", "mask_rate": [0.75, 0.90], "replay": 0.5, "epochs": 75.0, "max_steps": 0, "lr_factor": 1.0},
@@ -72,7 +85,7 @@ stage_patience = 0             # evaluations without improvement that end a stag
 patience = 0                   # evaluations without improvement over the best that end the run; 0: never
 carry_over = False             # True: one optimizer state and one warm-up and cosine over all stages; False: fresh in each
 # optimisation
-batch_size: int | str = 8      # examples in a micro-batch; 'auto': the largest power of two that fits
+batch_size: int | str = 8      # rows of block_size tokens in a micro-batch, more if they are shorter; 'auto': the largest power of two that fits
 grad_accum = 2                 # micro-batches in a step; the effective batch is batch_size * grad_accum on any number of processes
 optimizer = "adamw"            # adamw, or muon: torch.optim.Muon for the hidden matrices, AdamW for the rest
 learning_rate = 1e-3           # at its peak in a stage with lr_factor 1
@@ -89,70 +102,102 @@ ema = 0.0                      # decay of an average of the weights, evaluated a
 checkpointing: bool | str = "auto"   # recompute activations in backward; 'auto': when the estimate does not fit the GPU
 # watching
 eval_interval = 250            # steps between evaluations, each with a checkpoint and a sample; a stage's end has one too
-eval_points = 8                # masks per held-out sequence and evaluation
+eval_masks = 512               # held-out sequences times masks in an evaluation; four times as many in a run's last
 sample_tokens = 64             # length of the sample beside each evaluation; 0: none
 log_interval = 10              # steps between lines in log.jsonl
 tensorboard = True             # write out_dir/tensorboard/ where tensorboard is installed
 wandb_project = ""             # log to this Weights & Biases project as well
 
-FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_points", "sample_tokens", "log_interval", "tensorboard", "wandb_project",
-        "patience", "batch_size", "grad_accum", "checkpointing"}        # knobs that may differ when a run is resumed
+FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_masks", "sample_tokens", "log_interval",
+        "tensorboard", "wandb_project", "patience", "batch_size", "grad_accum",
+        "checkpointing"}       # knobs that may differ when a run is resumed; so may a stage's length
+STREAMS = {"stage1": "stage1_train", "stage2": "stage2_train", "stage3": "stage3_train", "val": "val"}
 MAX_BAD_STEPS = 5              # steps in a row without a finite loss before the run stops
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
 
 
-# ------------------------------------------------------------------------------------------------ data
+# ---- data --------------------------------------------------------------------------------------
 
 class Stream:
-    """One of the book's token streams: `tokens` (uint16 memmap) and `offsets` (n + 1,) of its examples."""
+    """One of the book's token streams: `tokens` (uint16 memmap), `offsets` (n + 1,) of its examples."""
 
     def __init__(self, folder: str, name: str):
         try:
             self.offsets = np.fromfile(f"{folder}/{name}.idx", dtype="<i8")
             self.tokens = np.memmap(f"{folder}/{name}.bin", dtype="<u2", mode="r")
-            self.digest = hashlib.sha256(self.tokens).hexdigest()
         except (OSError, ValueError):
-            fail(f"{folder}/{name}.bin or .idx is missing or empty: prepare the book again with python prepare.py")
+            fail(f"{folder}/{name}.bin or .idx is missing or empty: "
+                 "prepare the book again with python prepare.py")
         if len(self.offsets) < 2 or self.offsets[-1] != len(self.tokens):
             fail(f"{folder}/{name}.idx does not fit {name}.bin: prepare the book again with python prepare.py")
+        self.digest = hashlib.sha256(self.tokens).hexdigest()
+        self.whole_text = name == "stage3_train"
 
-    def rows(self, pieces) -> list[torch.Tensor]:
-        """(start, stop) pairs -> 1-d int64 tensors."""
-        return [torch.from_numpy(self.tokens[a:b].astype(np.int64)) for a, b in pieces]
+    def rows(self, pieces) -> list[Tensor]:
+        """(start, stop) pairs -> 1-d int64 tensors; a stop beyond the end goes on at the beginning."""
+        return [torch.from_numpy(self.tokens.take(np.arange(a, b), mode="wrap").astype(np.int64))
+                for a, b in pieces]
 
-    def pieces(self, longest: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """(n, 2) start and stop of every example, those over `longest` cut into pieces at a random phase (none without rng)."""
-        pieces = []
-        for start, stop in zip(self.offsets[:-1], self.offsets[1:]):
-            phase = int(rng.integers(longest)) if rng is not None and stop - start > longest else 0
-            cuts = [start, *range(start + (longest - phase), stop, longest), stop]
-            pieces += zip(cuts[:-1], cuts[1:])
-        return np.array(pieces, dtype=np.int64)
+    def pieces(self, longest: int, phase: int = 0) -> np.ndarray:
+        """(n, 2) start and stop of the pieces that an epoch is made of.
 
-    def batches_per_epoch(self, longest: int, examples: int) -> int:
-        """How many batches of at most `examples` pieces an epoch has, wherever the cuts fall."""
-        lengths = np.diff(self.offsets)
-        return math.ceil(int(np.where(lengths > longest, -(-lengths // longest) + 1, 1).sum()) / examples)
+        The whole text is a ring, cut from `phase` on into pieces of `longest`; what is left over rests.
+        Sentences and pairs stay whole, or are cut into as few nearly equal parts as fit.
+        """
+        if self.whole_text:
+            size = min(longest, len(self.tokens))
+            starts = phase + size * np.arange(len(self.tokens) // size)
+            return np.stack((starts, starts + size), 1)
+        return np.array([part for a, b in pairwise(self.offsets.tolist()) for part in parts(a, b, longest)])
 
-    def epoch(self, longest: int, examples: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The epoch's batches, each an array (about `examples`, 2) of pieces of similar length, in random order."""
-        pieces = rng.permutation(self.pieces(longest, rng))
+    def batches_per_epoch(self, longest: int, budget: int) -> int:
+        """How many batches of about `budget` tokens an epoch has, wherever the cuts fall."""
+        return math.ceil(np.diff(self.pieces(longest)).sum() / budget)
+
+    def epoch(self, longest: int, budget: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """The epoch's batches in random order, each an array (n, 2) of pieces of similar length;
+        one has about as many tokens as another."""
+        pieces = rng.permutation(self.pieces(longest, int(rng.integers(len(self.tokens)))))
         pieces = pieces[np.argsort(np.diff(pieces)[:, 0], kind="stable")]
-        batches = np.array_split(pieces, min(len(pieces), self.batches_per_epoch(longest, examples)))
-        return [batches[i % len(batches)] for i in rng.permutation(self.batches_per_epoch(longest, examples))]
+        tokens, count = np.cumsum(np.diff(pieces)[:, 0]), self.batches_per_epoch(longest, budget)
+        batches = np.split(pieces, np.searchsorted(tokens, tokens[-1] * np.arange(1, count) / count))
+        return [batches[i] for i in rng.permutation(count)]
 
 
-def draw_seed(*parts: int) -> int:
+def draw_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers, alike on every machine."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-# ------------------------------------------------------------------------------------------------ optimisation
+def open_book(name: str) -> tuple[str, dict, dict[str, Stream]]:
+    """(name, tokenizer, streams) of a prepared book; of the one prepared last, if no name is given."""
+    try:
+        name = name or open("data/latest", encoding="utf-8").read().strip()
+    except OSError:
+        fail("no book has been prepared here: run python prepare.py book.txt first")
+    folder = f"data/{name}"
+    if not os.path.exists(f"{folder}/tokenizer.json"):
+        books = os.listdir("data") if os.path.isdir("data") else []
+        known = sorted(book for book in books if os.path.exists(f"data/{book}/tokenizer.json"))
+        fail(f"dataset {name!r} was never prepared ({folder}/tokenizer.json is missing); "
+             f"prepared here: {', '.join(known) or 'none'}; run python prepare.py BOOK.txt")
+    with open(f"{folder}/tokenizer.json", encoding="utf-8") as file:
+        tokenizer = json.load(file)
+    return name, tokenizer, {key: Stream(folder, stem) for key, stem in STREAMS.items()}
+
+
+# ---- optimisation ------------------------------------------------------------------------------
 
 def make_optimizers(net: DiffusionModel) -> list[torch.optim.Optimizer]:
-    """AdamW with weight decay on matrices, its own on the embedding, none on norms; or Muon for the hidden matrices beside it."""
-    hidden = [p for n, p in net.named_parameters() if p.ndim == 2 and not n.startswith("embedding")]
+    """AdamW: weight decay on matrices, its own on the embedding, none on norms and on the convolution, which
+    learns ten times as fast; or Muon for the hidden matrices beside it."""
+    named = dict(net.named_parameters())
+    near = [p for name, p in named.items() if ".conv." in name]
+    hidden = [p for name, p in named.items()
+              if p.ndim == 2 and not name.startswith("embedding") and ".conv." not in name]
     groups = [{"params": [net.embedding.weight], "weight_decay": embedding_weight_decay},
-              {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+              {"params": near, "weight_decay": 0.0, "lr": 10 * learning_rate},
+              {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0}]
     made = []
     if optimizer == "muon":
         made.append(torch.optim.Muon(hidden, lr=muon_learning_rate, weight_decay=weight_decay, momentum=0.95))
@@ -160,525 +205,778 @@ def make_optimizers(net: DiffusionModel) -> list[torch.optim.Optimizer]:
         groups.append({"params": hidden, "weight_decay": weight_decay})
     else:
         fail(f"optimizer must be adamw or muon, not {optimizer!r}")
-    made.append(torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=net.device.type in ("cuda", "cpu")))
+    fused = net.device.type in ("cuda", "cpu")
+    made.append(torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused))
     for group in (g for o in made for g in o.param_groups):
         group["peak_lr"] = group["lr"]
     return made
 
 
 def lr_scale(step: int, steps: int) -> float:
-    """Share of the peak learning rate at `step` of `steps`: linear warm-up, then a cosine down to min_lr (Loshchilov & Hutter, 1608.03983)."""
+    """Share of the peak learning rate at `step` of `steps`: linear warm-up, then a cosine down to min_lr
+    (Loshchilov & Hutter, 1608.03983)."""
     warmup = min(warmup_steps, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    return min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    done = (step - warmup) / max(1, steps - warmup)
+    return min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def micro_batches(rows: list[torch.Tensor], masks, size: int, pad_id: int, to: torch.device):
-    """Cut a batch into micro-batches of `size` rows, each padded to its own longest row, with its part of the masks."""
-    for i in range(0, len(rows), size):
-        tokens = pad(rows[i:i + size], pad_id)
-        part = type(masks)(masks.masked[i:i + size, :tokens.shape[1]], masks.weight[i:i + size])
-        yield tokens.to(to), type(masks)(*(x.to(to) for x in part))
-
-
-def pick_device_and_dtype(rank: int) -> tuple[torch.device, torch.dtype]:
-    """Resolve 'auto'. 16 bits where they are fast: bfloat16 on a GPU that has it, else float16; a CPU needs AMX for it to be worth while."""
-    name = device
-    if name == "auto":
-        name = f"cuda:{rank % max(1, torch.cuda.device_count())}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        where = torch.device(name)
-        torch.empty(1, device=where)
-    except (RuntimeError, AssertionError):
-        fail(f"device {name!r} is not to be had here; --device=cpu always is")
+def pick_dtype(where: torch.device) -> torch.dtype:
+    """The arithmetic's: 'auto' is 16 bits where they are fast, bfloat16 on a GPU that has it, else float16; a CPU
+    needs AMX for it to be worth while."""
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype == "auto":
-        if where.type == "cuda":
-            return where, torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return where, torch.bfloat16 if where.type == "cpu" and torch.cpu._is_amx_tile_supported() else torch.float32
-    if dtype not in kinds:
-        fail(f"dtype must be auto or one of {', '.join(kinds)}, not {dtype!r}")
-    return where, kinds[dtype]
-
-
-def memory_gb(where: torch.device) -> float:
-    """Peak memory so far in GB: the GPU's allocations, or this process's resident set."""
+    if dtype != "auto":
+        return kinds.get(dtype) or fail(f"dtype must be auto or one of {', '.join(kinds)}, not {dtype!r}")
     if where.type == "cuda":
-        return torch.cuda.max_memory_allocated(where) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if where.type == "cpu" and torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-# ------------------------------------------------------------------------------------------------ the run's files
+# ---- a run -------------------------------------------------------------------------------------
 
-def write_json(path: str, value) -> None:
-    with open(f"{path}.writing", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-    os.replace(f"{path}.writing", path)
+@dataclass
+class Progress:
+    """What a run remembers besides its weights and its optimizers; all of it is in latest.pt."""
+    stage: int = 0              # index of the stage at hand; that of none when all are done
+    stage_step: int = 0         # steps done in it
+    step: int = 0               # steps done in all
+    tokens: int = 0             # of text seen in the stage
+    seconds: float = 0.0        # spent in its steps
+    bound: float = math.nan     # the newest validation bound, bits per byte
+    before: float = math.nan    # what it was when the stage began
+    best: float = math.inf      # the lowest of the run
+    since_best: int = 0         # evaluations since
+    stage_best: float = math.inf
+    since_stage_best: int = 0
+    overflows: int = 0          # steps skipped because float16 ran over
+    bad_steps: int = 0          # steps in a row without a finite loss
+    results: list = field(default_factory=list)         # of the stages that are done
 
 
-def save(path: str, checkpoint: dict) -> None:
+class StagePlan(NamedTuple):
+    per_epoch: int              # steps in an epoch
+    steps: int                  # in the stage
+    tokens: int                 # seen in the stage
+    length: int                 # of the row that the average token stands in
+
+
+@dataclass
+class Run:
+    """All that the loop works with, as open_run made it."""
+    knobs: dict
+    book: str
+    tokenizer: dict
+    streams: dict[str, Stream]
+    where: torch.device
+    kind: torch.dtype
+    net: DiffusionModel
+    forward: torch.nn.Module    # net, compiled if so wanted
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    average: dict[str, Tensor] | None
+    micro: int                  # rows of block_size tokens in a micro-batch
+    effective: int = 0          # and in a step
+    plan: list[StagePlan] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+    epoch: tuple[int, int] = (-1, -1)                   # stage and epoch that `batches` belong to
+    batches: list[np.ndarray] = field(default_factory=list)
+    log: "Log | None" = None
+    display: "Display | None" = None
+    stop: list[int] = field(default_factory=list)       # the signal that asked the run to end
+
+    @property
+    def autocast(self):
+        """The context in which the network computes: 16 bits where they were chosen."""
+        return torch.autocast(self.where.type, self.kind, enabled=self.kind != torch.float32)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Those that are evaluated and saved."""
+        return self.average if ema else self.net.state_dict()
+
+    def memory(self, size: int) -> dict:
+        bytes_per_value = 4 if self.kind == torch.float32 else 2
+        return estimate_memory(self.net.config, size, None, bytes_per_value, self.net.checkpointing, ema > 0)
+
+    @property
+    def epochs_done(self) -> float:
+        return round(self.progress.stage_step / self.plan[self.progress.stage].per_epoch, 3)
+
+    def log_step(self, line: dict) -> None:
+        """A step's figures into the log and on the display."""
+        p = self.progress
+        line = {"step": p.step, "epoch": self.epochs_done, "stage": p.stage + 1} | line
+        self.write_log(line | ({"overflows": p.overflows} if self.scaler.is_enabled() else {}))
+        if self.display:
+            self.display.step(self, line)
+
+    def write_log(self, line: dict) -> None:
+        if self.log:
+            self.log.write(line)
+
+    def say(self, text: str) -> None:
+        if RANK == 0:
+            self.display.say(text) if self.display else print(text, file=sys.stderr)
+
+
+def settle_knobs() -> tuple[dict, dict | None]:
+    """(knobs, the checkpoint to go on from). A resumed run's own knobs stand unless they are given anew."""
+    knobs = configure(globals())
+    if not resume:
+        return knobs, None
+    path, best = f"{out_dir}/latest.pt", f"{out_dir}/best.pt"
+    try:
+        saved = load_checkpoint(path)
+    except (OSError, ValueError) as error:
+        fail(f"{error}; there is also {best}" if os.path.exists(best) else error)
+    if "optimizers" not in saved:
+        fail(f"{path} cannot be resumed: it holds a model but not the state of its training")
+    before = saved["training"]["knobs"] | {"dataset": saved["training"]["dataset"]}
+    here = {"resume": True, "dry_run": dry_run, "out_dir": out_dir}
+    knobs = configure(globals(), base=before | here)
+    for name, new, old in differences(knobs, before):
+        if name.split("[")[0] not in FREE and not name.endswith((".epochs", ".max_steps")):
+            fail(f"cannot resume {path} with {name}={new!r}: that run has {name}={old!r}; "
+                 "start another with --out_dir=...")
+    return knobs, saved
+
+
+def differences(knobs: dict, before: dict) -> Iterator[tuple[str, object, object]]:
+    """(name, value now, value before) of what a resumed run would change; stages key by key."""
+    for name in knobs.keys() & before.keys():
+        now, then = knobs[name], before[name]
+        if name == "stages" and len(now) == len(then):
+            for i, (a, b) in enumerate(zip(now, then)):
+                yield from ((f"stages[{i}].{key}", a[key], b.get(key)) for key in a if a[key] != b.get(key))
+        elif now != then:
+            yield name, now, then
+
+
+def check_stages() -> None:
+    """End in fail() where a stage makes no sense."""
+    if not stages:
+        fail("--stages is empty: there is nothing to train")
+    for i, stage in enumerate(stages):
+        rates = stage["mask_rate"]
+        if len(rates) != 2 or not 0 <= rates[0] < rates[1] <= 1:
+            fail(f"--stages[{i}].mask_rate wants two numbers, 0 <= low < high <= 1, got {rates}")
+        if stage["data"] not in ("stage1", "stage2", "stage3"):
+            fail(f"--stages[{i}].data is stage1, stage2 or stage3, got {stage['data']!r}")
+        if not (0 <= stage["replay"] <= 1 and stage["epochs"] > 0 and stage["max_steps"] >= 0):
+            fail(f"--stages[{i}] ({stage['name']}) needs 0 <= replay <= 1, epochs > 0 and max_steps >= 0")
+
+
+def open_run() -> Run:
+    """Everything from the command line to the first step: device, processes, book, network, optimizers, and what
+    an earlier run left to go on with."""
+    knobs, saved = settle_knobs()
+    check_stages()
+    where, kind = open_device()
+    book, tokenizer, streams = open_book(dataset)
+    knobs["dataset"] = book
+    digests = {STREAMS[key]: stream.digest for key, stream in streams.items()}
+    if saved and saved["training"]["data"] != digests:
+        changed = [name for name in digests if saved["training"]["data"].get(name) != digests[name]]
+        fail(f"cannot resume {out_dir}/latest.pt: data/{book} has changed since ({', '.join(changed)}); "
+             "prepare that book as it was, or start anew")
+    net = make_network(tokenizer["vocab_size"], streams, saved, where)
+    average = {name: p.detach().clone() for name, p in net.state_dict().items()} if ema else None
+    if saved and ema:
+        average = {name: p.to(where) for name, p in saved["model"].items()}
+    scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
+    scaler.scale(torch.zeros((), device=where))         # a process may have no row of the first batch
+    run = Run(knobs, book, tokenizer, streams, where, kind, net, torch.compile(net) if compile else net,
+              make_optimizers(net), scaler, average, batch_size)
+    fit_to_memory(run)
+    run.effective = saved["training"]["effective_batch"] if saved else run.micro * grad_accum
+    run.plan = plan_stages(streams, run.effective)
+    if saved:
+        restore(run, saved)
+    return run
+
+
+def open_device() -> tuple[torch.device, torch.dtype]:
+    """Where this process computes and in what; several processes, started by torchrun, find each other here."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    try:
+        where = pick_device(device, local)
+    except ValueError as error:
+        fail(error)
+    if WORLD > 1:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+    return where, pick_dtype(where)
+
+
+def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None, where) -> DiffusionModel:
+    """The network as the knobs want it, with its first weights or the saved ones."""
+    torch.manual_seed(seed)
+    try:
+        config = Config(vocab_size, block_size, n_layer, n_head, n_embd, dropout, causal, rope_base, conv,
+                        causal_share > 0 and not causal)
+    except ValueError as error:
+        fail(error)
+    set_up_cpu(config)
+    net = DiffusionModel(config)
+    if embedding_init not in ("cooccurrence", "normal"):
+        fail(f"embedding_init must be cooccurrence or normal, not {embedding_init!r}")
+    if saved:
+        net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])
+    elif embedding_init == "cooccurrence":
+        text = torch.from_numpy(streams["stage3"].tokens.astype(np.int64))
+        net.embedding.weight.data.copy_(cooccurrence_embedding(text, config, seed))
+    return net.to(where)
+
+
+def fit_to_memory(run: Run) -> None:
+    """Settle run.micro and whether activations are recomputed: as the knobs say, or as the device allows."""
+    capacity = math.inf
+    if run.where.type == "cuda":
+        capacity = torch.cuda.get_device_properties(run.where).total_memory / 1e9 * 0.9
+    size = 1 if batch_size == "auto" else batch_size
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1) or grad_accum < 1:
+        fail("batch_size wants a positive int or 'auto', grad_accum a positive int; "
+             f"got {batch_size!r} and {grad_accum!r}")
+    run.net.checkpointing = bool(checkpointing)
+    if checkpointing == "auto":
+        run.net.checkpointing = False
+        run.net.checkpointing = run.memory(size)["training_gb"] > capacity
+    if batch_size == "auto":
+        run.micro = 256 if run.where.type == "cuda" else 8
+        while run.micro > 1 and run.memory(run.micro)["training_gb"] > capacity:
+            run.micro //= 2
+        rows = [torch.zeros(block_size, dtype=torch.long)] * run.micro
+        everything = draw_masks(torch.stack(rows), run.net.config, (0.9, 1.0))
+        accumulate_gradients(run, rows, everything, len(rows) * block_size)       # halves itself until it fits
+        run.micro = int(agree(run.micro, dist.ReduceOp.MIN, run.where))
+        run.say(f"batch_size='auto': micro-batches of {run.micro}")
+
+
+def restore(run: Run, saved: dict) -> None:
+    """Go on where the saved run was; in its last stage, if it had ended and is now given more steps."""
+    run.progress = p = Progress(**saved["progress"])
+    for optimizer_, state in zip(run.optimizers, saved["optimizers"]):
+        optimizer_.load_state_dict(state)
+    run.scaler.load_state_dict(saved["scaler"])
+    if p.stage == len(stages) and p.results[-1]["steps"] < run.plan[-1].steps:
+        done = p.results.pop()
+        p.stage, p.stage_step, p.tokens, p.seconds = p.stage - 1, done["steps"], done["tokens"], done["seconds"]
+
+
+# ---- the step ----------------------------------------------------------------------------------
+
+def step(run: Run) -> dict:
+    """One step of the stage at hand; what is worth logging of it."""
+    p, stage, config = run.progress, stages[run.progress.stage], run.net.config
+    began = time.perf_counter()
+    # 1. batch: about as many tokens as in any other
+    rows = next_rows(run)
+    tokens = pad(rows, config.pad_id)
+    text = (tokens < config.n_text).sum(1)
+    # 2. masks
+    chance = torch.Generator().manual_seed(draw_seed(seed, 1, p.step))
+    masks = draw_masks(tokens, config, stage["mask_rate"], stage["replay"], chance, causal_share)
+    # 3. loss, 4. backward: in micro-batches that fit, summed over the processes
+    loss = accumulate_gradients(run, rows, masks, int(text.sum()))
+    loss = sum_over_processes(run.net, loss)
+    # 5. clip
+    norm = unscale_and_clip(run)
+    # 6. update
+    rate = set_learning_rate(run)
+    updated = update_if_finite(run, loss, norm, rate)
+    # 7. average
+    if ema and updated:
+        torch._foreach_lerp_(list(run.average.values()), list(run.net.state_dict().values()), 1 - ema)
+    if run.where.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    p.step, p.stage_step = p.step + 1, p.stage_step + 1
+    p.tokens, p.seconds = p.tokens + int(text.sum()), p.seconds + seconds
+    hidden = (masks.masked.sum(1) / text)[masks.causal == config.causal]
+    return {"loss": loss, "lr": rate, "mask_rate": float(hidden.mean()), "grad_norm": norm,
+            "tokens_per_second": int(text.sum()) / seconds, "memory_gb": peak_memory_gb(run.where)}
+
+
+def next_rows(run: Run) -> list[Tensor]:
+    """The rows of this step's batch; a function of (seed, stage, step) alone."""
+    p, stream = run.progress, run.streams[stages[run.progress.stage]["data"]]
+    epoch, index = divmod(p.stage_step, run.plan[p.stage].per_epoch)
+    if run.epoch != (p.stage, epoch):
+        rng = np.random.default_rng(draw_seed(seed, 3, p.stage, epoch))
+        run.epoch, run.batches = (p.stage, epoch), stream.epoch(block_size, run.effective * block_size, rng)
+    return stream.rows(run.batches[index])
+
+
+def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int) -> Tensor:
+    """Forward and backward of this process's rows, every WORLD-th: the loss in nats per token, of `total` in the
+    batch. Where memory runs out, micro-batches are halved and the batch is begun again."""
+    masks, rows = Masks(*(x[RANK::WORLD] for x in masks)), rows[RANK::WORLD]
+    while True:
+        for o in run.optimizers:
+            o.zero_grad(set_to_none=True)
+        torch.manual_seed(draw_seed(seed, 2, run.progress.step, RANK))               # dropout
+        loss = torch.zeros((), device=run.where)
+        try:
+            for tokens, part in micro_batches(run, rows, masks):
+                with run.autocast:
+                    nats = weighted_loss(run.forward, tokens, part, run.net.config, label_smoothing) / total
+                run.scaler.scale(nats).backward()
+                loss += nats.detach()
+            return loss
+        except RuntimeError as error:                    # a GPU's OutOfMemoryError is one, a CPU's has no name
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+        if run.micro == 1:
+            fail(f"out of memory with one example of {max(map(len, rows))} tokens: "
+                 "try config/memory_efficient.py, a smaller block_size or a smaller model")
+        run.micro //= 2
+        run.say(f"out of memory: micro-batches of {run.micro} from here on, accumulated to the same effective batch")
+        if run.where.type == "cuda":                     # only here does no traceback hold the activations any more
+            torch.cuda.empty_cache()
+
+
+def micro_batches(run: Run, rows: list[Tensor], masks: Masks) -> Iterator[tuple[Tensor, Masks]]:
+    """Cut a batch into micro-batches of at most run.micro * block_size tokens, each padded to its own longest row,
+    with its part of the masks."""
+    size = max(1, run.micro * block_size // max(map(len, rows), default=1))
+    for i in range(0, len(rows), size):
+        tokens = pad(rows[i:i + size], run.net.config.pad_id)
+        masked = masks.masked[i:i + size, :tokens.shape[1]]
+        part = Masks(masked, masks.weight[i:i + size], masks.causal[i:i + size])
+        yield tokens.to(run.where), Masks(*(x.to(run.where) for x in part))
+
+
+def agree(value: float, how, where: torch.device) -> float:
+    """One number from every process's, the same for all: their sum, their smallest, ..."""
+    if WORLD == 1:
+        return value
+    shared = torch.tensor(float(value), dtype=torch.float32 if where.type == "mps" else torch.float64, device=where)
+    dist.all_reduce(shared, how)
+    return shared.item()
+
+
+def sum_over_processes(net: DiffusionModel, loss: Tensor) -> float:
+    """Data parallelism: add up the processes' gradients, in place, and their losses, in one buffer."""
+    if WORLD > 1:
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
+        flat = torch.cat([g.flatten() for g in grads] + [loss[None]])
+        dist.all_reduce(flat)
+        for p, g in zip(net.parameters(), flat[:-1].split([g.numel() for g in grads])):
+            p.grad = g.view_as(p)
+        loss = flat[-1]
+    return loss.item()
+
+
+def unscale_and_clip(run: Run) -> float:
+    """Take float16's loss scale off the gradients and bring their norm down to grad_clip; what it was."""
+    for o in run.optimizers:
+        run.scaler.unscale_(o)
+    return float(torch.nn.utils.clip_grad_norm_(run.net.parameters(), grad_clip or math.inf))
+
+
+def set_learning_rate(run: Run) -> float:
+    """Warm-up and cosine over the stage, or over the run with carry_over."""
+    p = run.progress
+    done, steps = p.stage_step, run.plan[p.stage].steps
+    if carry_over:
+        done, steps = p.step, sum(part.steps for part in run.plan)
+    scale = stages[p.stage]["lr_factor"] * lr_scale(done, steps)
+    for group in (g for o in run.optimizers for g in o.param_groups):
+        group["lr"] = group["peak_lr"] * scale
+    return learning_rate * scale
+
+
+def update_if_finite(run: Run, loss: float, norm: float, rate: float) -> bool:
+    """Step the optimizers, unless loss or gradient is not finite; too many such steps in a row end the run."""
+    p, scaler = run.progress, run.scaler
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    # in float16 a gradient too large for the loss scale is no fault: the scale is halved
+    overflow = not finite and scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
+    if finite:
+        for o in run.optimizers:
+            scaler.step(o)
+    scaler.update()
+    p.overflows += overflow
+    p.bad_steps = 0 if finite or overflow else p.bad_steps + 1
+    if p.bad_steps:
+        run.say(f"step {p.step + 1}: loss {loss}, gradient norm {norm}: step skipped")
+    if p.bad_steps == MAX_BAD_STEPS:
+        fail(f"stopped: {MAX_BAD_STEPS} steps in a row without a finite loss (last: loss {loss}, gradient norm {norm}, "
+             f"learning rate {rate:.2g}); the checkpoints in {out_dir} are from before; try a lower learning_rate")
+    return finite
+
+
+# ---- the loop ----------------------------------------------------------------------------------
+
+def train(run: Run) -> None:
+    """Every stage, step after step, from wherever run.progress stands."""
+    p = run.progress
+    while p.stage < len(stages):
+        steps, ended = run.plan[p.stage].steps, ""
+        if p.stage_step == 0:
+            begin_stage(run)
+        while p.stage_step < steps and not ended:
+            line = step(run)
+            last = p.stage_step == steps
+            if p.step % log_interval == 0 or last:
+                run.log_step(line)
+            if p.step % eval_interval == 0 or last:
+                evaluate(run, final=last and p.stage + 1 == len(stages))
+                ended = out_of_patience(p)
+                if not (last or ended):
+                    save_latest(run)
+            if agree(len(run.stop), dist.ReduceOp.SUM, run.where) and not (last or ended):
+                save_latest(run)
+                close_run(run, f"stopped at step {p.step:,}; continue with --resume")
+                sys.exit(128 + run.stop[0] if run.stop else 0)
+        end_stage(run, ended or "epochs done")
+
+
+def begin_stage(run: Run) -> None:
+    """Reset what a stage counts for itself, and log what it is about to do."""
+    p, stage = run.progress, stages[run.progress.stage]
+    stream, config = run.streams[stage["data"]], run.net.config
+    p.stage_best, p.since_stage_best, p.tokens, p.seconds, p.before = math.inf, 0, 0, 0.0, p.bound
+    if not carry_over and p.stage > 0:
+        run.optimizers = make_optimizers(run.net)
+    tokens = pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id)         # what its masks will be like
+    seen = draw_masks(tokens, config, stage["mask_rate"], generator=torch.Generator().manual_seed(seed))
+    rates = seen.masked.sum(1) / (tokens < config.n_text).sum(1)
+    examples, steps = len(stream.offsets) - 1, run.plan[p.stage].steps
+    run.write_log({"step": p.step, "epoch": 0.0, "stage": p.stage + 1, "event": "stage", "name": stage["name"],
+                   "examples": examples, "steps": steps, "mask_rate_low": float(rates.min()),
+                   "mask_rate_high": float(rates.max()), "val_before": number(p.before)})
+    run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, {steps:,} steps")
+
+
+def evaluate(run: Run, final: bool) -> None:
+    """The full-range bound of the validation text in bits per byte, into the log; the best checkpoints; a sample."""
+    p, stage, tokenizer = run.progress, stages[run.progress.stage], run.tokenizer
+    if RANK == 0:
+        judged = run.net
+        if ema:
+            judged = copy.deepcopy(run.net)
+            judged.load_state_dict(run.average)
+        stream = run.streams["val"]
+        rows = stream.rows(stream.pieces(block_size))
+        text = stream.tokens[stream.tokens < run.net.config.n_text]
+        with run.autocast:
+            bound = held_out_bound(judged, rows, math.ceil(eval_masks / len(rows)) * (4 if final else 1), seed=0)
+        nats = float(bound.per_sequence.sum())
+        p.bound = nats / math.log(2) / sum(len(tokenizer["tokens"][t].encode("latin-1")) for t in text)
+        run.write_log({"step": p.step, "epoch": run.epochs_done, "stage": p.stage + 1, "val_bits_per_byte": number(p.bound),
+                       "val_perplexity": math.exp(min(700, nats / len(text)))})
+        if sample_tokens:
+            write_sample(run, judged, stage["name"])
+        run.say(f"step {p.step:,} {stage['name']}: validation bound {p.bound:.4f} bits per byte"
+                + (" (best)" if p.bound < p.best else ""))
+        judged.train()
+    p.bound = agree(p.bound if RANK == 0 else 0.0, dist.ReduceOp.SUM, run.where)
+    for scope, file_name in (("stage_", f"best_stage{p.stage + 1}.pt"), ("", "best.pt")):
+        better = p.bound < getattr(p, scope + "best")
+        setattr(p, f"since_{scope}best", 0 if better else getattr(p, f"since_{scope}best") + 1)
+        if better:
+            setattr(p, scope + "best", p.bound)
+            if RANK == 0:
+                save(f"{out_dir}/{file_name}", checkpoint(run))
+
+
+def write_sample(run: Run, net: DiffusionModel, stage_name: str) -> None:
+    """A text from nothing, into samples.jsonl."""
+    start = torch.full((1, min(sample_tokens, block_size)), net.config.mask_id)
+    with run.autocast:
+        *_, last = denoise(net, start, [seed], Sampling(steps=32))
+    pieces = [run.tokenizer["tokens"][t].encode("latin-1") for t in last.tokens[0].tolist()]
+    line = {"step": run.progress.step, "stage": stage_name, "seed": seed,
+            "val_bits_per_byte": run.progress.bound, "text": b"".join(pieces).decode("utf-8", "replace")}
+    with open(f"{out_dir}/samples.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def out_of_patience(p: Progress) -> str:
+    """Why the stage ends here, if it does."""
+    if patience and p.since_best >= patience:
+        return f"stopped early: {patience} evaluations without improvement over the best"
+    if stage_patience and p.since_stage_best >= stage_patience:
+        return f"{stage_patience} evaluations without improvement"
+    return ""
+
+
+def end_stage(run: Run, ended: str) -> None:
+    """Record how the stage went, and go on to the next one, or past the last."""
+    p, stage = run.progress, stages[run.progress.stage]
+    p.results.append({"stage": p.stage + 1, "name": stage["name"],
+                      "epochs": p.stage_step / run.plan[p.stage].per_epoch, "steps": p.stage_step,
+                      "tokens": p.tokens, "seconds": round(p.seconds, 3), "bound_before": number(p.before),
+                      "best_bound": number(p.stage_best), "last_bound": number(p.bound), "ended": ended})
+    p.stage, p.stage_step = len(stages) if ended.startswith("stopped early") else p.stage + 1, 0
+    if RANK == 0:
+        write_json(f"{out_dir}/curriculum_results.json", p.results)
+    save_latest(run)
+
+
+# ---- what a run leaves behind ------------------------------------------------------------------
+
+def number(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
+
+
+def checkpoint(run: Run) -> dict:
+    """What best.pt holds: the model, and how it came about."""
+    p = run.progress
+    at = min(p.stage, len(stages) - 1)
+    streams = {STREAMS[key]: stream.digest for key, stream in run.streams.items()}
+    training = {"dataset": run.book, "data": streams, "knobs": run.knobs, "effective_batch": run.effective,
+                "step": p.step, "stage": p.stage + 1, "stage_name": stages[at]["name"],
+                "epoch": p.stage_step / run.plan[at].per_epoch, "val_bits_per_byte": p.bound}
+    return checkpoint_of(run.net, run.tokenizer, training=training) | {"model": run.weights}
+
+
+def save_latest(run: Run) -> None:
+    """latest.pt: a checkpoint and all that resuming needs."""
+    if RANK == 0:
+        whole = {"optimizers": [o.state_dict() for o in run.optimizers], "scaler": run.scaler.state_dict(),
+                 "progress": asdict(run.progress)}
+        raw = {"raw": run.net.state_dict()} if ema else {}
+        save(f"{out_dir}/latest.pt", checkpoint(run) | whole | raw)
+
+
+def save(path: str, content: dict) -> None:
     """save_checkpoint, with a full disk told in one line."""
     try:
-        save_checkpoint(path, checkpoint)
+        save_checkpoint(path, content)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             os.remove(f"{path}.writing")
-        fail(f"could not write {path} ({error}): free some space and continue with --resume; the checkpoint saved before is whole")
+        fail(f"could not write {path} ({error}): free some space and continue with --resume; "
+             "the checkpoint saved before is whole")
 
 
-def start_folder(knobs: dict) -> None:
-    """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, … Keep the run's configuration and the source it ran."""
+def start_folder(run: Run) -> None:
+    """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, ... Keep the run's configuration and the
+    source it ran; of a resumed run's records, drop what it will write again."""
     if os.path.exists(f"{out_dir}/latest.pt") and not resume:
-        number = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}"))
-        os.makedirs(f"{out_dir}/previous{number}")
+        count = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}"))
+        os.makedirs(f"{out_dir}/previous{count}")
         for name in sorted(os.listdir(out_dir)):
             if name.endswith((".pt", ".jsonl", ".json", ".html")) or name in ("tensorboard", "source"):
-                shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous{number}/{name}")
-        print(f"the earlier run in {out_dir}/ is now in {out_dir}/previous{number}/", file=sys.stderr)
+                shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous{count}/{name}")
+        run.say(f"the earlier run in {out_dir}/ is now in {out_dir}/previous{count}/")
     os.makedirs(f"{out_dir}/source", exist_ok=True)
     for path in (__file__, model_file.__file__):
         shutil.copy(path, f"{out_dir}/source/")
-    write_json(f"{out_dir}/config.json", knobs)
+    write_json(f"{out_dir}/config.json", run.knobs)
+    for name in ("log.jsonl", "samples.jsonl") if resume else ():
+        truncate_log(f"{out_dir}/{name}", run.progress.step)
 
 
 def truncate_log(path: str, step: int) -> None:
-    """Drop the lines after `step`, which the resumed run will write again, and a half-written last one."""
+    """Drop the lines after `step`, the line of a stage that begins there, and a half-written last one."""
     if not os.path.exists(path):
         return
     with open(path, encoding="utf-8") as file:
-        lines = file.readlines()
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        lines = [line for line in file if line.endswith("\n")]
     with open(f"{path}.writing", "w", encoding="utf-8") as file:
-        file.writelines(kept)
+        for line, record in zip(lines, map(json.loads, lines)):
+            if record["step"] < step or record["step"] == step and record.get("event") != "stage":
+                file.write(line)
     os.replace(f"{path}.writing", path)
+
+
+class Log:
+    """log.jsonl, TensorBoard and Weights & Biases: one object a line, the numbers in it as curves."""
+
+    def __init__(self, run: Run):
+        self.file = open(f"{out_dir}/log.jsonl", "a", encoding="utf-8")
+        self.board = self.wandb = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+                purge = run.progress.step + 1 if resume else None
+                self.board = SummaryWriter(f"{out_dir}/tensorboard", purge_step=purge)
+            except Exception as error:      # whatever is wrong with its many parts, training does without it
+                run.say(f"no TensorBoard, log.jsonl alone is written ({type(error).__name__}: {error})")
+        if wandb_project:
+            try:
+                import wandb
+            except ImportError:
+                fail("--wandb_project needs Weights & Biases: pip install wandb")
+            wandb.init(project=wandb_project, config=run.knobs, resume="allow")
+            self.wandb = wandb
+
+    def write(self, line: dict) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        numbers = {key: x for key, x in line.items() if isinstance(x, (int, float)) and key != "step"}
+        if self.board:
+            for key, value in numbers.items():
+                self.board.add_scalar(key, value, line["step"])
+        if self.wandb:
+            self.wandb.log(numbers, step=line["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board:
+            self.board.close()
 
 
 class Display:
     """A moving bar where there is a terminal, plain lines where there is none; everything on stderr."""
 
-    def __init__(self, total: int, done: int, quiet: bool):
+    def __init__(self, total: int, done: int):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self.bar = Progress(BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True),
-                            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)), expand=True, console=self.console, disable=not self.console.is_terminal)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
+        self.bar = Progress(BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True), text,
+                            expand=True, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=total, completed=done)
         self.bar.start()
         self.printed = time.time()
 
-    def step(self, line: dict, names: list[str], bound: float, stage_left: float) -> None:
-        known = "" if math.isnan(bound) else f"bound {bound:.3f} "
-        text = (f"{names[line['stage'] - 1]} epoch {line['epoch']:.1f} loss {line['loss']:.3f} {known}rate {line['mask_rate']:.2f} "
-                f"{line['tokens_per_second']:,.0f} tok/s {line['memory_gb']:.1f} GB, {stage_left / 60:.0f} min left in the stage")
-        self.bar.update(self.task, completed=line["step"], description=text)
+    def step(self, run: Run, line: dict) -> None:
+        p = run.progress
+        known = "" if math.isnan(p.bound) else f"bound {p.bound:.3f} "
+        left = p.seconds / p.stage_step * (run.plan[p.stage].steps - p.stage_step)
+        text = (f"{stages[p.stage]['name']} epoch {line['epoch']:.1f} loss {line['loss']:.3f} {known}"
+                f"rate {line['mask_rate']:.2f} {line['tokens_per_second']:,.0f} tok/s, "
+                f"{left / 60:.0f} min left in the stage")
+        self.bar.update(self.task, completed=p.step, description=text)
         if not self.console.is_terminal and time.time() - self.printed > 10:
-            self.say(f"step {line['step']:,} of {self.bar.tasks[0].total:,}: {text}")
+            self.say(f"step {p.step:,} of {self.bar.tasks[0].total:,}: {text}")
 
     def say(self, text: str) -> None:
         self.printed = time.time()
         self.console.print(text, markup=False)
 
 
-# ------------------------------------------------------------------------------------------------ the plan
+# ---- the plan ----------------------------------------------------------------------------------
 
-def plan_stages(streams: dict[str, Stream], examples: int) -> list[dict]:
-    """Steps and tokens of each stage at an effective batch of `examples`."""
+def plan_stages(streams: dict[str, Stream], effective: int) -> list[StagePlan]:
+    """Steps and tokens of each stage at `effective` rows a step."""
     plan = []
     for stage in stages:
         stream = streams[stage["data"]]
-        per_epoch = stream.batches_per_epoch(block_size, examples)
+        per_epoch = stream.batches_per_epoch(block_size, effective * block_size)
         steps = max(1, round(stage["epochs"] * per_epoch))
         steps = min(steps, stage["max_steps"]) if stage["max_steps"] else steps
-        lengths = np.minimum(np.diff(stream.offsets), block_size)
-        plan.append({"per_epoch": per_epoch, "steps": steps, "tokens": int(len(stream.tokens) * steps / per_epoch),
-                     "length": int((lengths * lengths).sum() / lengths.sum())})
+        lengths = np.diff(stream.pieces(block_size))
+        tokens = int(len(stream.tokens) * steps / per_epoch)
+        plan.append(StagePlan(per_epoch, steps, tokens, int((lengths * lengths).sum() / lengths.sum())))
     return plan
 
 
+def measured_seconds(run: Run) -> list[float]:
+    """Of a step in each stage, after one to warm up."""
+    result = []
+    for run.progress.stage in range(len(stages)):
+        run.progress.stage_step, taken = 0, []
+        for _ in range(min(6, run.plan[run.progress.stage].per_epoch)):
+            began = time.perf_counter()
+            step(run)
+            taken.append(time.perf_counter() - began)
+        result.append(float(np.mean(taken[1:] or taken)))
+    return result
+
+
 def literature_fit(unique_tokens: int) -> tuple[float, float]:
-    """(parameters, epochs) that the fit of arXiv 2510.03280 chooses, as the power laws through its values at 100K and 500K tokens."""
+    """(parameters, epochs) that the fit of arXiv 2510.03280 chooses, as the power laws through its values at 100K and
+    500K tokens."""
     x = math.log(unique_tokens / 1e5) / math.log(5)
     return 7e6 * 2 ** x, 100 * 1.35 ** x
 
 
-def print_plan(net: DiffusionModel, streams: dict[str, Stream], plan: list[dict], micro: int, seconds: list[float], half: int) -> None:
+def duration(seconds: float) -> str:
+    """For people: 42 s, 12 min, 5 h 34 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def print_plan(run: Run) -> None:
     """The dry run: what would be trained, on what, for how long, and what the literature says of it."""
     from rich.console import Console
     from rich.table import Table
-    console, parts = Console(soft_wrap=True), count_parameters(net.config)
-    memory = estimate_memory(net.config, micro, None, half, net.checkpointing, ema > 0)
-    console.print("Parameters: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()), highlight=False)
-    console.print(f"Memory (estimate): {memory['training_gb']:.2f} GB to train in micro-batches of {micro}, {memory['inference_gb']:.2f} GB to sample; "
-                  f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU", highlight=False)
-    table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "seconds (from measured steps)", title=f"{sum(p['steps'] for p in plan):,} steps")
-    total = 0
-    for stage, part, each in zip(stages, plan, seconds):
-        rate = 1.0 if causal else (1 - stage["replay"]) * sum(stage["mask_rate"]) / 2 + stage["replay"] / 2
-        flops = training_flops(net.config, part["tokens"], int(part["tokens"] * rate), part["length"])
-        total += flops
-        table.add_row(stage["name"], stage["data"], "{}-{}".format(*stage["mask_rate"]), f"{part['steps']:,}", f"{part['tokens']:,}", f"{flops:.2e}", f"{each * part['steps']:,.0f}")
+    console, config, sizes = Console(soft_wrap=True, highlight=False), run.net.config, count_parameters(run.net.config)
+    memory = run.memory(run.micro)
+    console.print("Parameters: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
+    console.print(f"Memory (estimate): {memory['training_gb']:.2f} GB to train in micro-batches of {run.micro}, "
+                  f"{memory['inference_gb']:.2f} GB to sample; "
+                  f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
+    table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (from measured steps)",
+                  title=f"{sum(part.steps for part in run.plan):,} steps")
+    flops, seconds = 0, measured_seconds(run)
+    for stage, part, each in zip(stages, run.plan, seconds):
+        low, high = stage["mask_rate"]
+        rate = 1.0 if causal else (1 - stage["replay"]) * (low + high) / 2 + stage["replay"] / 2
+        rate += causal_share * (1 - rate)
+        of_stage = training_flops(config, part.tokens, int(part.tokens * rate), part.length)
+        flops += of_stage
+        table.add_row(stage["name"], stage["data"], f"{low}-{high}", f"{part.steps:,}", f"{part.tokens:,}",
+                      f"{of_stage:.2e}", duration(each * part.steps))
     console.print(table)
-    unique = len(streams["stage3"].tokens)
-    epochs = sum(p["tokens"] for p in plan) / unique
-    critical = 2.12e15 * (unique / 1e6) ** 2.174
+    unique, total = len(run.streams["stage3"].tokens), sum(part.tokens for part in run.plan)
+    epochs, critical = total / unique, 2.12e15 * (unique / 1e6) ** 2.174
     size, best_epochs = literature_fit(unique)
+    time_needed = sum(each * part.steps for each, part in zip(seconds, run.plan))
     console.print(
-        f"All of it: {total:.2e} FLOPs, {sum(s * p['steps'] for s, p in zip(seconds, plan)):,.0f} s, {epochs:.0f} passes' worth of the book's {unique:,} training tokens.\n"
-        f"Extrapolation (arXiv 2507.15857, fitted on 25M-100M tokens): diffusion overtakes autoregression above C_crit = {critical:.2e} FLOPs, this run is {total / critical:.1f} times that.\n"
-        f"Extrapolation (same, Table 1): repeated data keeps its worth up to R* = {31.19 if causal else 493.89} epochs for this objective; this run has {epochs:.0f}.\n"
-        f"Extrapolation (arXiv 2510.03280): for this many tokens about {size / 1e6:.0f}M parameters and {best_epochs:.0f} epochs; this run has {parts['total'] / 1e6:.1f}M and {epochs:.0f}.", highlight=False)
+        f"All of it: {flops:.2e} FLOPs, {duration(time_needed)} and the evaluations, {epochs:.0f} passes' worth of the "
+        f"book's {unique:,} training tokens.\n"
+        f"Extrapolation (arXiv 2507.15857, fitted on 25M-100M tokens): diffusion overtakes autoregression above "
+        f"C_crit = {critical:.2e} FLOPs, this run is {flops / critical:.1f} times that.\n"
+        f"Extrapolation (same, Table 1): repeated data keeps its worth up to R* = {31.19 if causal else 493.89} epochs "
+        f"for this objective; this run has {epochs:.0f}.\n"
+        f"Extrapolation (arXiv 2510.03280): for this many tokens about {size / 1e6:.0f}M parameters and "
+        f"{best_epochs:.0f} epochs; this run has {sizes['total'] / 1e6:.1f}M and {epochs:.0f}.")
 
 
-# ------------------------------------------------------------------------------------------------ the loop
+# ---- from start to end -------------------------------------------------------------------------
 
-def main():
-    default = dict(globals())                                                        # configure sets anew, it does not write into these
-    knobs = configure(globals())
-
-    # one process, or one of several started by torchrun
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    where, kind = pick_device_and_dtype(int(os.environ.get("LOCAL_RANK", 0)))
-    if world > 1:
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
-    autocast = torch.autocast(where.type, kind) if kind != torch.float32 else contextlib.nullcontext()
-
-    # resume: the run's own knobs stand unless set anew, and those that shape it may not differ
-    saved = None
-    if resume:
-        try:
-            saved = load_checkpoint(f"{out_dir}/latest.pt")
-        except (OSError, ValueError) as error:
-            fail(f"{error}; there is also {out_dir}/best.pt" if os.path.exists(f"{out_dir}/best.pt") else error)
-        if "optimizers" not in saved:
-            fail(f"{out_dir}/latest.pt cannot be resumed: it holds a model but not the state of its training")
-        for name, value in saved["training"]["knobs"].items():
-            if name in knobs and knobs[name] == default[name] and name not in ("resume", "dry_run", "out_dir"):
-                globals()[name] = knobs[name] = value
-            elif name in knobs and knobs[name] != value and name not in FREE:
-                fail(f"cannot resume {out_dir}/latest.pt with {name}={knobs[name]!r}: that run has {name}={value!r}; start another with --out_dir=...")
-
-    # the book
-    try:
-        book = dataset or open("data/latest", encoding="utf-8").read().strip()
-    except OSError:
-        fail("no book has been prepared here: run python prepare.py book.txt first")
-    folder = f"data/{book}"
-    if not os.path.exists(f"{folder}/tokenizer.json"):
-        known = sorted(d for d in os.listdir("data") if os.path.exists(f"data/{d}/tokenizer.json")) if os.path.isdir("data") else []
-        fail(f"dataset {book!r} was never prepared ({folder}/tokenizer.json is missing); prepared here: {', '.join(known) or 'none'}; run python prepare.py BOOK.txt")
-    with open(f"{folder}/tokenizer.json", encoding="utf-8") as file:
-        tokenizer = json.load(file)
-    names = {"stage1": "stage1_train", "stage2": "stage2_train", "stage3": "stage3_train", "val": "val"}
-    streams = {name: Stream(folder, stem) for name, stem in names.items()}
-    digests = {names[name]: stream.digest for name, stream in streams.items()}
-    for i, stage in enumerate(stages):
-        low_rate, high_rate = stage["mask_rate"] if len(stage["mask_rate"]) == 2 else fail(f"--stages[{i}].mask_rate wants two numbers")
-        if not (0 <= low_rate < high_rate <= 1 and 0 <= stage["replay"] <= 1 and stage["epochs"] > 0 and stage["data"] in names and stage["data"] != "val"):
-            fail(f"--stages[{i}] ({stage['name']}): needs 0 <= mask_rate[0] < mask_rate[1] <= 1, 0 <= replay <= 1, epochs > 0 and data stage1, stage2 or stage3")
-    if saved and saved["training"]["data"] != digests:
-        changed = [name for name in digests if saved["training"]["data"].get(name) != digests[name]]
-        fail(f"cannot resume {out_dir}/latest.pt: {folder} has changed since ({', '.join(changed)}); prepare that book as it was, or start anew")
-    token_bytes = np.array([len(token.encode("latin-1")) for token in tokenizer["tokens"]])
-    val_tokens = streams["val"].tokens[streams["val"].tokens < tokenizer["vocab_size"] - SPECIALS]
-    val_bytes, val_rows = int(token_bytes[val_tokens].sum()), streams["val"].rows(streams["val"].pieces(block_size))
-
-    # the network
-    torch.manual_seed(seed)
-    try:
-        config = Config(tokenizer["vocab_size"], block_size, n_layer, n_head, n_embd, dropout, causal, rope_base)
-    except ValueError as error:
-        fail(error)
-    set_up_cpu(config)
-    net = DiffusionModel(config)
-    if saved:
-        net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])
-    net.to(where)
-    average = {name: p.detach().clone() for name, p in net.state_dict().items()} if ema else None
-    if saved and ema:
-        average = {name: p.to(where) for name, p in saved["model"].items()}
-    half = 4 if kind == torch.float32 else 2
-    capacity = torch.cuda.get_device_properties(where).total_memory / 1e9 * 0.9 if where.type == "cuda" else math.inf
-    if checkpointing == "auto":
-        size = batch_size if isinstance(batch_size, int) else 1
-        net.checkpointing = estimate_memory(config, size, None, half, False, ema > 0)["training_gb"] > capacity
-    else:
-        net.checkpointing = bool(checkpointing)
-    run_net = torch.compile(net) if compile else net
-    optimizers = make_optimizers(net)
-    scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
-
-    def gradients(rows, stage, step, micro):
-        """Forward and backward of one effective batch, of which this process has every world-th row. Returns loss, mask rate, tokens and the micro-batch that fitted."""
-        tokens = pad(rows, config.pad_id)
-        masks = draw_masks(tokens, config, stage["mask_rate"], stage["replay"], torch.Generator().manual_seed(draw_seed(seed, 1, step)))
-        total = int((tokens < config.n_text).sum())
-        rate = int(masks.masked.sum()) / total
-        masks, rows = type(masks)(masks.masked[rank::world], masks.weight[rank::world]), rows[rank::world]
-        while True:
-            for o in optimizers:
-                o.zero_grad(set_to_none=True)
-            torch.manual_seed(draw_seed(seed, 2, step, rank))                        # dropout
-            loss = torch.zeros((), device=where)
-            try:
-                for tokens, part in micro_batches(rows, masks, micro, config.pad_id, where):
-                    with autocast:
-                        nats = weighted_loss(run_net, tokens, part, config, label_smoothing) / total
-                    scaler.scale(nats).backward()
-                    loss += nats.detach()
-                break
-            except torch.OutOfMemoryError:
-                if micro == 1:
-                    fail(f"out of memory with one example of {tokens.shape[1]} tokens: try config/memory_efficient.py, a smaller block_size or a smaller model")
-                micro //= 2
-                say(f"out of memory: micro-batches of {micro} from here on, accumulated to the same effective batch")
-                if where.type == "cuda":
-                    torch.cuda.empty_cache()
-        if world > 1:                                                                # one sum over all processes, gradients and loss in one buffer
-            grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
-            flat = torch.cat([g.flatten() for g in grads] + [loss[None]])
-            dist.all_reduce(flat)
-            for p, g in zip(net.parameters(), flat[:-1].split([g.numel() for g in grads])):
-                p.grad = g.view_as(p)
-            loss = flat[-1]
-        return loss.item(), rate, total, micro
-
-    def say(text):
-        if rank == 0:
-            display.say(text) if display else print(text, file=sys.stderr)
-    display = None
-
-    # batch size: as given, or the largest that fits
-    micro = batch_size
-    if batch_size == "auto":
-        micro = 256 if where.type == "cuda" else 8
-        while micro > 1 and estimate_memory(config, micro, None, half, net.checkpointing, ema > 0)["training_gb"] > capacity:
-            micro //= 2
-        longest = torch.zeros(block_size, dtype=torch.long)
-        *_, micro = gradients([longest] * (micro * world), {"mask_rate": [0.9, 1.0], "replay": 0.0}, 0, micro)      # halves itself until it fits
-        say(f"batch_size='auto': micro-batches of {micro}")
-    elif not isinstance(batch_size, int) or batch_size < 1 or grad_accum < 1:
-        fail(f"batch_size wants a positive int or 'auto', grad_accum a positive int; got {batch_size!r} and {grad_accum!r}")
-    effective = saved["training"]["effective_batch"] if saved else micro * grad_accum
-    plan = plan_stages(streams, effective)
-    total_steps = sum(part["steps"] for part in plan)
-
-    if dry_run:
-        seconds = []
-        for i, stage in enumerate(stages):
-            batches = streams[stage["data"]].epoch(block_size, effective, np.random.default_rng(draw_seed(seed, 3, i, 0)))[:6]
-            times = []
-            for n, batch in enumerate(batches):
-                began = time.perf_counter()
-                gradients(streams[stage["data"]].rows(batch), stage, n, micro)
-                times.append(time.perf_counter() - began)
-            seconds.append(float(np.mean(times[1:] or times)))
-        if rank == 0:
-            print_plan(net, streams, plan, micro, seconds, half)
-        return
-
-    # what a run remembers besides its weights; all of it is in latest.pt
-    progress = {"stage": 0, "stage_step": 0, "step": 0, "tokens": 0, "seconds": 0.0, "best": math.inf, "since_best": 0,
-                "stage_best": math.inf, "since_stage_best": 0, "overflows": 0, "results": [], "bound": math.nan}
-    if saved:
-        progress = saved["progress"]
-        for o, state in zip(optimizers, saved["optimizers"]):
-            o.load_state_dict(state)
-        scaler.load_state_dict(saved["scaler"])
-    if rank == 0:
-        start_folder(knobs)
-        for name in ("log.jsonl", "samples.jsonl"):
-            truncate_log(f"{out_dir}/{name}", progress["step"]) if saved else None
-    log_file = open(f"{out_dir}/log.jsonl", "a", encoding="utf-8") if rank == 0 else None
-    board = wandb = None
-    if rank == 0 and tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-            board = SummaryWriter(f"{out_dir}/tensorboard", purge_step=progress["step"] + 1 if saved else None)
-        except ImportError:
-            say("tensorboard is not installed: log.jsonl alone is written")
-    if rank == 0 and wandb_project:
-        try:
-            import wandb
-        except ImportError:
-            fail("--wandb_project needs Weights & Biases: pip install wandb")
-        wandb.init(project=wandb_project, config=knobs, resume="allow")
-
-    def log(line):
-        log_file.write(json.dumps(line) + "\n")
-        log_file.flush()
-        numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
-        for key, value in numbers.items():
-            if board:
-                board.add_scalar(key, value, line["step"])
-        if wandb:
-            wandb.log(numbers, step=line["step"])
-
-    def weights():
-        return average if ema else net.state_dict()
-
-    def checkpoint():
-        training = {"dataset": book, "data": digests, "knobs": knobs, "effective_batch": effective, "step": progress["step"],
-                    "stage": progress["stage"] + 1, "stage_name": stages[min(progress["stage"], len(stages) - 1)]["name"],
-                    "epoch": progress["stage_step"] / plan[min(progress["stage"], len(plan) - 1)]["per_epoch"], "val_bits_per_byte": progress["bound"]}
-        return checkpoint_of(net, tokenizer, training=training) | {"model": weights()}
-
-    def save_latest():
-        if rank == 0:
-            whole = {"optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict(), "progress": progress}
-            save(f"{out_dir}/latest.pt", checkpoint() | whole | ({"raw": net.state_dict()} if ema else {}))
-
-    def evaluate(stage_name):
-        """The full-range bound of the validation text in bits per byte, into the log; the best checkpoints; a sample; latest.pt."""
-        if rank == 0:
-            judged = net
-            if ema:
-                judged = copy.deepcopy(net)
-                judged.load_state_dict(average)
-            with autocast:
-                bound = held_out_bound(judged, val_rows, eval_points, seed=0)
-            nats = float(bound.per_sequence.sum())
-            progress["bound"] = nats / math.log(2) / val_bytes
-            log({"step": progress["step"], "epoch": round(progress["stage_step"] / plan[progress["stage"]]["per_epoch"], 3), "stage": progress["stage"] + 1,
-                 "val_bits_per_byte": progress["bound"], "val_perplexity": math.exp(min(700, nats / len(val_tokens)))})
-            if sample_tokens:
-                start = torch.full((1, min(sample_tokens, block_size)), config.mask_id)
-                with autocast:
-                    *_, last = denoise(judged, start, [seed], steps=32)
-                text = b"".join(tokenizer["tokens"][t].encode("latin-1") for t in last.tokens[0].tolist()).decode("utf-8", "replace")
-                with open(f"{out_dir}/samples.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": progress["step"], "stage": stage_name, "seed": seed, "val_bits_per_byte": progress["bound"], "text": text}, ensure_ascii=False) + "\n")
-            say(f"step {progress['step']:,} {stage_name}: validation bound {progress['bound']:.4f} bits per byte" + (" (best)" if progress["bound"] < progress["best"] else ""))
-        if world > 1:
-            shared = torch.tensor(progress["bound"], dtype=torch.float64, device=where)
-            dist.broadcast(shared, 0)
-            progress["bound"] = shared.item()
-        for scope, file_name in (("stage_", f"best_stage{progress['stage'] + 1}.pt"), ("", "best.pt")):
-            better = progress["bound"] < progress[scope + "best"]
-            progress[f"since_{scope}best"] = 0 if better else progress[f"since_{scope}best"] + 1
-            if better:
-                progress[scope + "best"] = progress["bound"]
-                if rank == 0:
-                    save(f"{out_dir}/{file_name}", checkpoint())
-        net.train()
-
-    # Ctrl-C and SIGTERM end the run after the step at hand; a second one ends it at once
-    stop = []
+def start(run: Run) -> None:
+    """The folder, the log, the display; Ctrl-C and SIGTERM end the run after the step at hand, a second one at once."""
+    if RANK == 0:
+        start_folder(run)
+        run.log = Log(run)
 
     def on_signal(number, frame):
-        if stop:
+        if run.stop:
             os._exit(128 + number)
-        stop.append(number)
+        run.stop.append(number)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    p, total = run.progress, sum(part.steps for part in run.plan)
+    many = f", {WORLD} processes" if WORLD > 1 else ""
+    run.say(f"{f'resuming at step {p.step:,}' if resume else 'training'}: "
+            f"{count_parameters(run.net.config)['total']:,} parameters, {run.book}, {total:,} steps of {run.effective} "
+            f"rows in micro-batches of {run.micro}, {run.where}, {str(run.kind)[6:]}{many}")
+    run.display = Display(total, p.step) if RANK == 0 else None
+    run.net.train()
 
-    say(f"{'resuming at step ' + format(progress['step'], ',') if saved else 'training'}: {count_parameters(config)['total']:,} parameters, {book}, "
-        f"{total_steps:,} steps of {effective} examples in micro-batches of {micro}, {where}, {str(kind)[6:]}{', ' + str(world) + ' processes' if world > 1 else ''}")
-    display = Display(total_steps, progress["step"], quiet=rank > 0)
-    net.train()
-    bad_steps, began, ended = 0, time.time(), ""
 
-    while progress["stage"] < len(stages):
-        stage, part = stages[progress["stage"]], plan[progress["stage"]]
-        stream, batches = streams[stage["data"]], []
-        if progress["stage_step"] == 0:                                              # a stage begins: look before leaping
-            check = draw_masks(pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id), config, stage["mask_rate"], 0.0, torch.Generator().manual_seed(seed))
-            text = (pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id) < config.n_text).sum(1)
-            seen = check.masked.sum(1) / text
-            progress |= {"stage_best": math.inf, "since_stage_best": 0, "tokens": 0, "seconds": 0.0, "before": progress["bound"]}
-            if not carry_over and progress["stage"] > 0:
-                optimizers = make_optimizers(net)
-            if rank == 0:
-                log({"step": progress["step"], "epoch": 0.0, "stage": progress["stage"] + 1, "event": "stage", "name": stage["name"], "examples": len(stream.offsets) - 1,
-                     "steps": part["steps"], "mask_rate_low": float(seen.min()), "mask_rate_high": float(seen.max()), "val_before": None if math.isnan(progress["bound"]) else progress["bound"]})
-            say(f"stage {progress['stage'] + 1} ({stage['name']}): {len(stream.offsets) - 1:,} examples of {stage['data']}, {part['steps']:,} steps")
-
-        first, ended = progress["stage_step"], ""
-        for stage_step in range(first, part["steps"]):
-            epoch, index = divmod(stage_step, part["per_epoch"])
-            if not batches or index == 0:
-                batches = stream.epoch(block_size, effective, np.random.default_rng(draw_seed(seed, 3, progress["stage"], epoch)))
-            done, length = (progress["step"], total_steps) if carry_over else (stage_step, part["steps"])
-            scale = stage["lr_factor"] * lr_scale(done, length)
-            for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = group["peak_lr"] * scale
-
-            tic = time.perf_counter()
-            loss, rate, n_tokens, micro = gradients(stream.rows(batches[index]), stage, progress["step"], micro)
-            for o in optimizers:
-                scaler.unscale_(o)
-            norm = float(torch.nn.utils.clip_grad_norm_(net.parameters(), grad_clip or math.inf))
-            finite, overflow = math.isfinite(loss) and math.isfinite(norm), False
-            if finite:
-                for o in optimizers:
-                    scaler.step(o)
-                if ema:
-                    torch._foreach_lerp_(list(average.values()), list(net.state_dict().values()), 1 - ema)
-            else:                                                                    # in float16 a gradient too large for the loss scale is no fault
-                overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
-                progress["overflows"] += overflow
-            scaler.update()
-            bad_steps = 0 if finite or overflow else bad_steps + 1
-            if bad_steps:
-                say(f"step {progress['step'] + 1}: loss {loss}, gradient norm {norm}: step skipped")
-            if bad_steps == MAX_BAD_STEPS:
-                fail(f"stopped: {MAX_BAD_STEPS} steps in a row without a finite loss (last: loss {loss}, gradient norm {norm}, learning rate {learning_rate * scale:.2g}); "
-                     f"the checkpoints in {out_dir} are from before; try a lower learning_rate")
-            if where.type == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - tic
-            progress["step"] += 1
-            progress["stage_step"] = stage_step + 1
-            progress["tokens"] += n_tokens
-            progress["seconds"] += seconds
-
-            last = stage_step + 1 == part["steps"]
-            if rank == 0 and (progress["step"] % log_interval == 0 or last):
-                line = {"step": progress["step"], "epoch": round(progress["stage_step"] / part["per_epoch"], 3), "stage": progress["stage"] + 1, "loss": loss,
-                        "lr": learning_rate * scale, "mask_rate": rate, "tokens_per_second": n_tokens / seconds, "grad_norm": norm, "memory_gb": memory_gb(where)}
-                log(line | ({"overflows": progress["overflows"]} if scaler.is_enabled() else {}))
-                display.step(line, [s["name"] for s in stages], progress["bound"], progress["seconds"] / progress["stage_step"] * (part["steps"] - progress["stage_step"]))
-            stopping = bool(stop)
-            if world > 1:
-                flag = torch.tensor(float(stopping), device=where)
-                dist.all_reduce(flag)
-                stopping = flag.item() > 0
-            if last or progress["step"] % eval_interval == 0:
-                evaluate(stage["name"])
-                if patience and progress["since_best"] >= patience:
-                    ended = f"stopped early: {patience} evaluations without improvement over the best"
-                elif stage_patience and progress["since_stage_best"] >= stage_patience:
-                    ended = f"{stage_patience} evaluations without improvement"
-                if not (last or ended):
-                    save_latest()
-            if last or ended or stopping:
-                break
-
-        if stopping and not (last or ended):
-            save_latest()
-            display.bar.stop()
-            say(f"stopped at step {progress['step']:,}; continue with --resume")
-            sys.exit(128 + stop[0] if stop else 0)
-        progress["results"].append({"stage": progress["stage"] + 1, "name": stage["name"], "epochs": progress["stage_step"] / part["per_epoch"], "steps": progress["stage_step"],
-                                    "tokens": progress["tokens"], "seconds": round(progress["seconds"], 3), "bound_before": None if math.isnan(progress["before"]) else progress["before"],
-                                    "best_bound": progress["stage_best"], "last_bound": progress["bound"], "ended": ended or "epochs done"})
-        progress["stage"], progress["stage_step"] = progress["stage"] + 1, 0
-        if ended.startswith("stopped early"):
-            progress["stage"] = len(stages)
-        if rank == 0:
-            write_json(f"{out_dir}/curriculum_results.json", progress["results"])
-        save_latest()
-
-    display.bar.stop()
-    say(f"done in {time.time() - began:,.0f} s: best validation bound {progress['best']:.4f} bits per byte, in {out_dir}/best.pt; python sample.py writes with it")
-    if board:
-        board.close()
-    if world > 1:
+def close_run(run: Run, text: str) -> None:
+    """Last words; everything is on disk."""
+    if RANK == 0:
+        run.display.bar.stop()
+        run.log.close()
+    run.say(text)
+    if WORLD > 1:
         dist.destroy_process_group()
+
+
+def main():
+    run, began = open_run(), time.time()
+    if dry_run:
+        return print_plan(run) if RANK == 0 else measured_seconds(run)
+    start(run)
+    train(run)
+    close_run(run, f"done in {time.time() - began:,.0f} s: best validation bound {run.progress.best:.4f} bits per byte, "
+                   f"in {out_dir}/best.pt; python sample.py writes with it")
 
 
 if __name__ == "__main__":

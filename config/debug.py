@@ -5,5 +5,5 @@ batch_size, grad_accum = 16, 1
 for _stage in stages:
     _stage["epochs"], _stage["max_steps"] = 1, 20
 eval_interval = 20
-eval_points = 2
+eval_masks = 64
 sample_tokens = 16

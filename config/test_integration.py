@@ -6,5 +6,5 @@ learning_rate = 3e-3
 for _stage, _steps in zip(stages, (20, 20, 60)):
     _stage["epochs"], _stage["max_steps"] = 100, _steps
 eval_interval = 20
-eval_points = 4
+eval_masks = 128
 sample_tokens = 32

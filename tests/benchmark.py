@@ -53,10 +53,11 @@ def measure(preset, arguments):
     importlib.reload(train)                                 # its knobs as they stand in the file
     sys.argv = ["benchmark.py", preset, *arguments]
     configure(vars(train))
-    where, kind = train.pick_device_and_dtype(0)
+    where = m.pick_device(train.device)
+    kind = train.pick_dtype(where)
     autocast = torch.autocast(where.type, kind) if kind != torch.float32 else contextlib.nullcontext()
     size = VOCABULARY.get(Path(preset).name, 7_600)
-    config = m.Config(size, train.block_size, train.n_layer, train.n_head, train.n_embd, train.dropout, train.causal, train.rope_base)
+    config = m.Config(size, train.block_size, train.n_layer, train.n_head, train.n_embd, train.dropout, train.causal, train.rope_base, train.conv)
     m.set_up_cpu(config)
     torch.manual_seed(0)
     net = m.DiffusionModel(config).to(where).train()

@@ -88,9 +88,9 @@ def operations():
         with check(f"{'causal' if causal else 'diffusion'} held-out bound"):
             close(m.held_out_bound(there.eval(), rows, 8, seed=0).per_sequence, m.held_out_bound(net.eval(), rows, 8, seed=0).per_sequence, 1e-3)
         canvas = torch.full((2, 48), config.mask_id)
-        for order in m.ORDERS:
+        for order in sample.CHOICES["order"]:
             with check(f"{'causal' if causal else 'diffusion'} sampling by {order}, greedy"):
-                a, b = ([step.tokens for step in m.denoise(x, canvas, [1, 2], steps=12, order=order, temperature=0.0)][-1] for x in (there, net))
+                a, b = ([step.tokens for step in m.denoise(x, canvas, [1, 2], m.Sampling(steps=12, order=order, temperature=0.0))][-1] for x in (there, net))
                 assert (a < config.n_text).all() and (a == b).float().mean() > 0.8, "more than one token in five differs from the CPU's"
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import evaluate  # noqa: E402
 import sample  # noqa: E402
 from configurator import configure, fail  # noqa: E402
-from model import ORDERS, held_out_bound  # noqa: E402
+from model import Sampling, held_out_bound  # noqa: E402
 from prepare import words_of  # noqa: E402
 
 checkpoint = "out/best.pt"      # the model that writes
@@ -60,13 +61,13 @@ def main():
         words = [words_of(tokenizer.decode(row)) for row in rows]
         return nats / math.log(2) / sum(len(tokenizer.decode_bytes(row)) for row in rows), evaluate.entropy(words), evaluate.repetition(words)
 
-    settings = {name: getattr(sample, name) for name in sample.SETTINGS}
+    usual = Sampling()
     canvas = torch.full((length,), model.config.mask_id)
     table, seeds = [], list(range(seed, seed + texts))
 
     def row(label, **how):
         began, calls, filled = time.perf_counter(), [0] * texts, [canvas] * texts
-        for batch, events in sample.batches(model, filled, seeds, **settings | how):
+        for batch, events in sample.batches(model, filled, seeds, how=replace(usual, **how)):
             for step in events:
                 for i, revealed in zip(batch, step.revealed.any(1).tolist()):
                     calls[i] += revealed
@@ -77,9 +78,9 @@ def main():
         table.append({"row": label, **how, "calls": sum(calls) / texts, "bits_per_byte": bits, "entropy": entropy, "repetition": repetition, "seconds": seconds})
         print(f"| {label} | {sum(calls) / texts:.0f} | {bits:.2f} | {entropy:.2f} | {repetition:.0%} | {seconds / texts:.2f} |", flush=True)
 
-    print(f"judge: {judge or f'Kneser-Ney {ORDER}-gram model of the training text'}; {texts} texts of {length} tokens each, temperature {sample.temperature}, top-k {sample.top_k}, "
-          f"top-p {sample.top_p}\n\n| order, steps | calls | bits/byte | entropy | repetition | s a text |\n|---|---|---|---|---|---|")
-    for order in ORDERS:
+    print(f"judge: {judge or f'Kneser-Ney {ORDER}-gram model of the training text'}; {texts} texts of {length} tokens each, temperature {usual.temperature}, top-k {usual.top_k}, "
+          f"top-p {usual.top_p}\n\n| order, steps | calls | bits/byte | entropy | repetition | s a text |\n|---|---|---|---|---|---|")
+    for order in sample.CHOICES["order"]:
         for steps in STEPS:
             row(f"{order}, {steps}", order=order, steps=steps)
     for name, value in (("threshold", 0.5), ("threshold", 0.3), ("threshold", 0.2), ("entropy_bound", 4.0), ("entropy_bound", 8.0), ("entropy_bound", 16.0)):

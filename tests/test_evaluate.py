@@ -179,7 +179,7 @@ def test_every_byte_counts_whatever_the_vocabulary(monkeypatch):
         torch.nn.init.zeros_(net.embedding.weight)
         ids = tokenizer.encode(text)
         pieces = e.chop([ids], 16)
-        assert [i for piece in pieces for i in piece] == ids and max(map(len, pieces)) == 16
+        assert [i for piece in pieces for i in piece] == ids and max(map(len, pieces)) <= 16
         found, _ = figures(net, [torch.tensor(piece) for piece in pieces], [len(tokenizer.decode_bytes(piece)) for piece in pieces], monkeypatch, left_to_right=True)
         assert found["bytes"] == len(text) and found["bits_per_byte"] == pytest.approx(len(ids) * math.log2(net.config.n_text) / len(text))
         assert found["left_to_right_bits_per_byte"] == pytest.approx(found["bits_per_byte"])

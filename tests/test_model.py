@@ -195,7 +195,7 @@ def test_a_model_learns_a_pattern():
     assert m.held_out_bound(net, [row], 16).per_sequence.item() / 24 < 0.4 < math.log(6)
     hidden = row.clone()
     hidden[5:15] = net.config.mask_id
-    *_, last = m.denoise(net, hidden[None], [0], steps=10, temperature=0)
+    *_, last = m.denoise(net, hidden[None], [0], m.Sampling(steps=10, temperature=0))
     assert torch.equal(last.tokens[0], row)
 
 

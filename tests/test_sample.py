@@ -1,5 +1,7 @@
 """The sampler's promises, the text around gaps, and sample.py as its users run it."""
 import contextlib
+import copy
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -18,13 +20,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import model as m
 import sample
-from model import Config, DiffusionModel, denoise
+from model import Config, DiffusionModel, Sampling
 from prepare import Tokenizer, gpt2_encoding
+
+SETTINGS = {f.name for f in dataclasses.fields(Sampling)}
+
+
+def denoise(net, tokens, seeds, *, alternatives=5, bar=None, **how):
+    return m.denoise(net, tokens, seeds, Sampling(**how), alternatives=alternatives, bar=bar)
+
+
+def generate(net, rows, seeds, **how):
+    return sample.generate(net, rows, seeds, Sampling(**how))
+
 
 SCRIPT = str(Path(sample.__file__))
 ROOT = Path(SCRIPT).resolve().parent
@@ -52,7 +65,7 @@ def row_of(length, masks, seed):
 
 
 canvases = st.integers(1, 32).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n), st.integers(0, 999))).map(lambda a: row_of(*a))
-orders, schedules = st.sampled_from(m.ORDERS), st.sampled_from(["linear", "cosine"])
+orders, schedules = st.sampled_from(sample.CHOICES["order"]), st.sampled_from(["linear", "cosine"])
 
 
 # ---- the sampler
@@ -93,21 +106,21 @@ def test_a_row_does_not_depend_on_its_batch(shapes, n, order, schedule, remask, 
     rows = [row_of(length, int(share * length), i) for i, (length, share) in enumerate(shapes)]
     chosen = {"steps": n, "order": order, "schedule": schedule, "remask": remask, "threshold": threshold, "entropy_bound": bound,
               "block_size": block, "repetition_penalty": penalty}
-    together = sample.generate(NET, rows, list(range(len(rows))), **chosen)
+    together = generate(NET, rows, list(range(len(rows))), **chosen)
     for i, (row, filled) in enumerate(zip(rows, together)):
-        assert torch.equal(filled, sample.generate(NET, [row], [i], **chosen)[0])
+        assert torch.equal(filled, generate(NET, [row], [i], **chosen)[0])
         assert torch.equal(filled[row != MASK], row[row != MASK]) and (filled < N_TEXT).all()
 
 
 def test_seeds_and_temperature():
     row = torch.full((24,), MASK)
-    a, b, c = (sample.generate(NET, [row], [seed], temperature=1.0)[0] for seed in (1, 1, 2))
+    a, b, c = (generate(NET, [row], [seed], temperature=1.0)[0] for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
-    a, b = (sample.generate(NET, [row], [seed], temperature=0.0)[0] for seed in (1, 2))
+    a, b = (generate(NET, [row], [seed], temperature=0.0)[0] for seed in (1, 2))
     assert torch.equal(a, b)
     *_, one = denoise(NET, row_of(12, 5, 0)[None], [7], steps=1, temperature=0.0)
     assert torch.equal(one.tokens, one.draft)                    # greedy: the likeliest everywhere
-    results = {tuple(sample.generate(NET, [row], [4], steps=n)[0].tolist()) for n in (1, 2, 4, 8, 16)}
+    results = {tuple(generate(NET, [row], [4], steps=n)[0].tolist()) for n in (1, 2, 4, 8, 16)}
     assert len(results) == 5                                     # different numbers of steps matter
 
 
@@ -141,7 +154,7 @@ def test_one_token_a_step_in_random_order_samples_the_models_own_distribution():
                 q = p[first, token] * net(row).softmax(-1)[0, second] / 2
                 joint += torch.zeros(3, 3).index_put_((torch.full((3,), token), torch.arange(3)), q).T if first else torch.zeros(3, 3).index_put_(
                     (torch.full((3,), token), torch.arange(3)), q)
-    rows = sample.generate(net, [torch.full((2,), mask)] * n, list(range(n)), steps=2, order="random", temperature=1.0, top_k=0, top_p=1.0)
+    rows = generate(net, [torch.full((2,), mask)] * n, list(range(n)), steps=2, order="random", temperature=1.0, top_k=0, top_p=1.0)
     counts = torch.zeros(9, dtype=torch.float64)
     for a, b in rows:
         counts[3 * a + b] += 1
@@ -225,6 +238,35 @@ def test_impossible_settings_are_refused(wrong):
         next(denoise(NET, torch.full((1, 4), MASK), [0], **wrong))
     with pytest.raises(ValueError, match="seed"):
         next(denoise(NET, torch.full((1, 4), MASK), [-1]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(length=st.integers(1, 6), steps=st.integers(1, 8), seed=st.integers(0, 1000))
+def test_without_its_other_settings_it_is_the_plain_sampler(length, steps, seed):
+    """Step for step the same where nothing is left to chance, and margins differ by more than the 1e-4 within which chance decides."""
+    sure = copy.deepcopy(NET)
+    sure.embedding.weight.data *= 8
+    row = torch.randint(MASK, (20,), generator=torch.Generator().manual_seed(seed))
+    row[torch.randperm(20, generator=torch.Generator().manual_seed(seed))[:length]] = MASK
+    plain = list(m.plain_denoise(sure, row, steps, 0.0, torch.Generator()))
+    full = list(denoise(sure, row[None], [seed], steps=steps, temperature=0.0, top_k=0, top_p=1.0))
+    for event in full:
+        margins = (event.chances[0, :, 0] - event.chances[0, :, 1])[event.chances[0, :, 0] > 0].sort().values
+        assume(bool((margins.diff() > 2e-4).all()))
+    assert len(plain) == len(full) and all(torch.equal(a, b.tokens[0]) for a, b in zip(plain, full))
+
+
+def test_the_plain_sampler_draws_like_the_full_one():
+    """One mask, temperature 1: the frequencies of what either draws are the model's probabilities."""
+    row = torch.full((6,), 3)
+    row[2] = MASK
+    p = NET(row[None], (row == MASK)[None])[0].softmax(0)
+    generator, n = torch.Generator().manual_seed(0), 3000
+    plain = torch.stack([next(m.plain_denoise(NET, row, 1, 1.0, generator))[2] for _ in range(n)])
+    full = torch.stack([f[2] for f in generate(NET, [row] * n, list(range(n)), steps=1, temperature=1.0, top_k=0, top_p=1.0)])
+    for drawn in (plain, full):
+        share = torch.bincount(drawn, minlength=len(p)) / n
+        assert (share - p).abs().max() < 5 * (p * (1 - p) / n).sqrt().max() + 1e-3
 
 
 # ---- text and gaps
@@ -333,7 +375,7 @@ def test_text_to_stdout_and_all_else_to_stderr(folder):
     assert done.returncode == 0 and done.stdout == result["text"] + "\n" and "tokens/s" in done.stderr
     assert list(result) == ["prompt", "text", "completion", "seed", "steps", "tokens", "seconds", "settings"]
     assert result["prompt"] == "The keeper " and result["text"] == "The keeper " + result["completion"] and result["tokens"] == result["steps"] == 6
-    assert result["settings"]["temperature"] == 0 and set(result["settings"]) == set(sample.SETTINGS)
+    assert result["settings"]["temperature"] == 0 and set(result["settings"]) == SETTINGS
 
 
 def test_gaps_are_filled_with_what_was_learnt(run):
@@ -410,16 +452,16 @@ def test_ctrl_c_stops_the_text_and_not_the_program(folder):
 
 def test_completion_of_commands_knobs_and_values():
     assert sample.options("/r") == list(sample.COMMANDS) and "temperature" in sample.options("/set te")
-    assert sample.options("/set order m") == list(m.ORDERS) and sample.options("The /r") == []
+    assert sample.options("/set order m") == ["margin", "confidence", "entropy", "random"] and sample.options("The /r") == []
 
 
 def test_every_promise_of_the_help_is_kept(run):
     status, out, _ = run("--help")
     knobs = [line.split("=")[0].strip()[2:] for line in out.splitlines() if line.startswith("  --")]
     source = Path(SCRIPT).read_text(encoding="utf-8")
-    assert status == 0 and set(sample.SETTINGS) <= set(knobs)
+    assert status == 0 and SETTINGS <= set(knobs)
     body = source[source.index("\ndef "):]
-    assert all(knob in sample.SETTINGS or knob in body for knob in knobs)          # no knob that nothing reads
+    assert all(knob in SETTINGS or knob in body for knob in knobs)          # no knob that nothing reads
     assert len(set(itertools.chain(knobs))) == len(knobs)
 
 

@@ -22,7 +22,7 @@ from simple_websocket import ConnectionError as Refused
 
 import sample
 import serve
-from model import Config, DiffusionModel, checkpoint_of, save_checkpoint
+from model import Config, DiffusionModel, Sampling, checkpoint_of, save_checkpoint
 from prepare import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,7 +162,7 @@ def test_it_writes_what_sample_writes(url, loaded):
     model, tokenizer, _ = loaded
     settings = {"steps": 6, "temperature": 0.9, "order": "entropy", "remask": 0.2}
     row = sample.canvas(tokenizer, ["The mountain", 20, " was there."], model.config)
-    expected = sample.generate(model, [row], [77], **settings)[0].tolist()
+    expected = sample.generate(model, [row], [77], Sampling(**settings))[0].tolist()
     asked = {"prompt": "The mountain", "suffix": " was there.", "max_tokens": 20, "seed": 77, **settings}
     assert generate(url, **asked)[-1]["tokens"] == expected == generate(url, **asked)[-1]["tokens"]
     assert generate(url, **{**asked, "seed": 78})[-1]["tokens"] != expected
