@@ -2,7 +2,8 @@
 
     python train.py config/demo.py config/memory_efficient.py --learning_rate=3e-4 --stages[0].epochs=10
 
-Config files are Python, executed in order with the knobs as their globals. Unknown names and wrong types are errors.
+Config files are Python, executed in order with the knobs as their globals. Unknown names and wrong
+types are errors.
 """
 import ast
 import contextlib
@@ -34,12 +35,14 @@ def write_json(path: str, value) -> None:
 
 
 def configure(script: dict, positional: str | None = None, base: dict | None = None) -> dict:
-    """Apply sys.argv to the knobs in `script` (a module's globals()) and return them resolved, ready for JSON.
-    Where `base` has values (a resumed run's, say), they stand in the place of the defaults.
+    """Apply sys.argv to the knobs in `script` (a module's globals()) and return them resolved,
+    ready for JSON. Where `base` has values (a resumed run's, say), they stand in the place of the
+    defaults.
 
-    A knob is a lower-case global assigned before the script's first function. One annotated there (`top_k: int | None = 20`) may have
-    any of those types, others keep the type they start with. The fields of a knob that is a dataclass, and the keys of one that is
-    a dict, are knobs too. An argument that is neither --key=value nor a .py file sets `positional`.
+    A knob is a lower-case global assigned before the script's first function. One annotated there
+    (`top_k: int | None = 20`) may have any of those types, others keep the type they start with.
+    The fields of a knob that is a dataclass, and the keys of one that is a dict, are knobs too. An
+    argument that is neither --key=value nor a .py file sets `positional`.
     """
     default = {name: script[name] for name, _ in documented(script["__file__"])}
     kinds = {name: kind for name, kind in script.get("__annotations__", {}).items() if name in default}
@@ -63,7 +66,9 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
         elif argument.endswith(".py"):
             knobs = execute(argument, knobs, default, kinds)
         else:
-            assign(knobs, default, kinds, positional or fail(f"unexpected argument {argument!r}: options are --key=value, config files end in .py"), argument)
+            if not positional:
+                fail(f"unexpected argument {argument!r}: options are --key=value, config files end in .py")
+            assign(knobs, default, kinds, positional, argument)
     try:
         script.update(knobs | {name: type(group)(**knobs[name]) for name, group in groups.items()})
     except ValueError as error:
@@ -72,7 +77,8 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
 
 
 def documented(path: str):
-    """Yield (name, comment) of every knob of the script at `path`; the comment stands beside it, or on the line above."""
+    """Yield (name, comment) of every knob of the script at `path`; the comment stands beside it, or
+    on the line above."""
     with open(path, encoding="utf-8") as file:
         lines = file.read().splitlines()
     for node in ast.parse("\n".join(lines)).body:
@@ -81,22 +87,25 @@ def documented(path: str):
         target = getattr(node, "targets", [getattr(node, "target", None)])[0]
         if isinstance(target, ast.Name) and target.id.islower() and not target.id.startswith("_"):
             beside = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode()
-            yield target.id, next((text.partition("#")[2].strip() for text in (beside, lines[node.lineno - 2]) if text.lstrip().startswith("#")), "")
+            comments = [text.strip()[1:].strip() for text in (beside, lines[node.lineno - 2])
+                        if text.strip().startswith("#")]
+            yield target.id, comments[0] if comments else ""
 
 
 def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
-    """Run a config file on a copy of the knobs and return them, checked; names with an underscore and modules are its own affair."""
+    """Run a config file on a copy of the knobs and return them, checked; names with an underscore
+    and modules are its own affair."""
     scope = copy.deepcopy(knobs)
     try:
         with open(path, encoding="utf-8") as file:
             exec(compile(file.read(), path, "exec"), scope)
     except OSError as error:
         fail(f"config file {path}: {error.strerror}")
-    except Exception as error:                       # whatever is wrong in a user's file, its user wants file and line
+    except Exception as error:  # whatever is wrong in a user's file, its user wants file and line
         line = getattr(error, "lineno", None) or traceback.extract_tb(error.__traceback__)[-1].lineno
         fail(f"config file {path}, line {line}: {type(error).__name__}: {error}")
-    for name in [name for name, value in scope.items() if name.startswith("_") or isinstance(value, types.ModuleType)]:
-        del scope[name]
+    scope = {name: value for name, value in scope.items()
+             if not name.startswith("_") and not isinstance(value, types.ModuleType)}
     for name in scope.keys() - default.keys():
         holder = home(name, default) or fail(f"{path}: unknown key {name!r}{nearest(name, default)}")
         scope[holder] = scope[holder] | {name: scope.pop(name)}
@@ -109,7 +118,8 @@ def home(name: str, knobs: dict) -> str | None:
 
 
 def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
-    """Set --key=text in place; a key may lead into lists and dicts, as stages[0].epochs or stages.0.epochs."""
+    """Set --key=text in place; a key may lead into lists and dicts, as stages[0].epochs or
+    stages.0.epochs."""
     name, *path = re.sub(r"\[(\w+)\]", r".\1", key).split(".")
     if name not in knobs:
         known = [*knobs, *(part for value in knobs.values() if isinstance(value, dict) for part in value)]
@@ -121,27 +131,33 @@ def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
         if last not in keys:
             fail(f"unknown key --{key}: there is no {last!r}{nearest(last, keys)}")
         like, kind = holder[last], kinds.get(f"{name}.{last}")
-    if not isinstance(text, bool) and not (isinstance(like, str) and kind in (None, str)):       # a text knob takes its text as it stands
-        with contextlib.suppress(ValueError, SyntaxError):                                       # not a literal: a string, if the type allows one
+    # a text knob takes its text as it stands
+    if not isinstance(text, bool) and not (isinstance(like, str) and kind in (None, str)):
+        # not a literal: a string, if the type allows one
+        with contextlib.suppress(ValueError, SyntaxError):
             text = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     holder[last] = checked(key, text, like, {key: kind})
 
 
 def checked(key: str, value, like, kinds: dict):
-    """`value` if the knob may hold it: one of the types in its annotation in `kinds`, else that of `like`, the value it replaces."""
+    """`value` if the knob may hold it: one of the types in its annotation in `kinds`, else that of
+    `like`, the value it replaces."""
     kind = kinds.get(key)
     allowed = (kind.__args__ if isinstance(kind, types.UnionType) else (kind,)) if kind else (type(like),)
     if type(value) is int and int not in allowed and float in allowed:
         value = float(value)
     value = list(value) if isinstance(value, tuple) else value
     if type(value) not in allowed:
-        fail(f"--{key} wants {' or '.join('None' if k is types.NoneType else k.__name__ for k in allowed)}, got {value!r}")
-    if isinstance(value, list) and like and isinstance(like[0], (dict, float)):                  # entries are held to the first one's shape
+        names = ("None" if k is types.NoneType else k.__name__ for k in allowed)
+        fail(f"--{key} wants {' or '.join(names)}, got {value!r}")
+    # entries are held to the first one's shape
+    if isinstance(value, list) and like and isinstance(like[0], (dict, float)):
         return [checked(f"{key}[{i}]", entry, like[0], kinds) for i, entry in enumerate(value)]
     if isinstance(value, dict) and isinstance(like, dict):
         for part in value.keys() - like.keys():
             fail(f"--{key}: unknown key {part!r}{nearest(part, like)}")
-        return like | {part: checked(f"{key}.{part}", item, like[part], kinds) for part, item in value.items()}
+        return like | {part: checked(f"{key}.{part}", item, like[part], kinds)
+                       for part, item in value.items()}
     return value
 
 

@@ -1,15 +1,17 @@
-"""The model: a bidirectional transformer, the masked-diffusion objective it is trained on, and the sampler that writes with it.
+"""The model: a bidirectional transformer, the masked-diffusion objective it is trained on, and the
+sampler that writes with it.
 
-Read from top to bottom: the network, the objective, the held-out bound, the sampler, sizes, checkpoints. Imports torch alone.
+Read from top to bottom: the network, the objective, the held-out bound, the sampler, sizes,
+checkpoints. Imports torch alone.
 
-Token ids 0 .. n_text-1 are text; the last three ids of the vocabulary are [MASK], [PAD] and [SEP], in that order. The output
-layer covers only text, so a special token can neither be predicted nor sampled.
+Token ids 0 .. n_text-1 are text; the last three ids of the vocabulary are [MASK], [PAD] and [SEP],
+in that order. The output layer covers only text, so a special token can neither be predicted nor
+sampled.
 """
 import ctypes
 import math
 import os
 import sys
-import zipfile
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -25,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 SPECIALS = 3                    # [MASK], [PAD], [SEP]: the last ids of every vocabulary
 
 
-# ------------------------------------------------------------------------------------------------ the network
+# ---- the network ---------------------------------------------------------------------------------
 
 @dataclass
 class Config:
@@ -39,13 +41,16 @@ class Config:
     causal: bool = False        # True: the autoregressive twin, same network with a causal mask
     rope_base: float = 10000.0
     conv: int = 0               # width of the short convolution before attention; 0: none
-    shifted: bool = False       # predicts a token one place to its left, as a causal model does: then the network can be both
+    # predicts a token one place to its left, as a causal model does: then the network can be both
+    shifted: bool = False
 
     def __post_init__(self):
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
-            raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even number (rotary embeddings turn pairs)")
+            raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even number "
+                             "(rotary embeddings turn pairs)")
         if self.vocab_size <= SPECIALS:
-            raise ValueError(f"vocab_size={self.vocab_size} leaves no text tokens beside the {SPECIALS} special ones")
+            raise ValueError(f"vocab_size={self.vocab_size} leaves no text tokens beside "
+                             f"the {SPECIALS} special ones")
 
     @property
     def n_text(self) -> int:
@@ -65,7 +70,8 @@ class Config:
 
     @property
     def mlp_width(self) -> int:
-        """Two thirds of 4d, so that SwiGLU's three matrices weigh what two of width 4d would (Shazeer, 2002.05202), in steps of 64."""
+        """Two thirds of 4d, so that SwiGLU's three matrices weigh what two of width 4d would
+        (Shazeer, 2002.05202), in steps of 64."""
         return math.ceil(8 * self.n_embd / 3 / 64) * 64
 
 
@@ -75,7 +81,8 @@ def unit_rms(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tens
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation with a learnt weight per channel and no bias (Zhang & Sennrich, 1910.07467)."""
+    """Root-mean-square normalisation with a learnt weight per channel and no bias (Zhang &
+    Sennrich, 1910.07467)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -86,7 +93,8 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding (Su et al., 2104.09864): pairs of channels turned by an angle that grows with the position."""
+    """Rotary position embedding (Su et al., 2104.09864): pairs of channels turned by an angle that
+    grows with the position."""
 
     def __init__(self, head_width: int, max_length: int, base: float):
         super().__init__()
@@ -97,10 +105,12 @@ class Rotary(nn.Module):
         """x: (..., T, head_width) -> the same, rotated. ValueError when T exceeds max_length."""
         length = x.shape[-2]
         if length > self.max_length:
-            raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size of {self.max_length}")
+            raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size "
+                             f"of {self.max_length}")
         if length > len(self.cos) or self.cos.device != x.device or self.cos.dtype != x.dtype:
-            frequency = self.base ** (-torch.arange(0, self.head_width, 2, device=x.device, dtype=torch.float32) / self.head_width)
-            angle = torch.arange(length, device=x.device, dtype=torch.float32)[:, None] * frequency
+            pair = torch.arange(0, self.head_width, 2, device=x.device, dtype=torch.float32)
+            place = torch.arange(length, device=x.device, dtype=torch.float32)
+            angle = place[:, None] * self.base ** (-pair / self.head_width)
             self.cos, self.sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         cos, sin = self.cos[:length], self.sin[:length]
         a, b = x.chunk(2, dim=-1)
@@ -108,10 +118,12 @@ class Rotary(nn.Module):
 
 
 class ShortConvolution(nn.Module):
-    """Depthwise convolution along the sequence, added to its input: one weight for each offset and channel (Canon layers, 2512.17351).
+    """Depthwise convolution along the sequence, added to its input: one weight for each offset and
+    channel (Canon layers, 2512.17351).
 
-    A block sees its neighbours from the first step instead of having to find them by attention. A causal twin's offsets all lie to the
-    left; a network that is both uses those of its offsets that do when it reads causally."""
+    A block sees its neighbours from the first step instead of having to find them by attention. A
+    causal twin's offsets all lie to the left; a network that is both uses those of its offsets that
+    do when it reads causally."""
 
     def __init__(self, width: int, channels: int, causal: bool):
         super().__init__()
@@ -119,7 +131,8 @@ class ShortConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, channels))
 
     def forward(self, x: Tensor, real: Tensor | None, causal: bool) -> Tensor:
-        """x (B, T, channels) -> the same; nothing is read beyond the ends of a row, nor where `real` (B, T) is False."""
+        """x (B, T, channels) -> the same; nothing is read beyond the ends of a row, nor where
+        `real` (B, T) is False."""
         T, width = x.shape[1], self.left + 1 if causal else len(self.weight)
         around = x if real is None else x * real[:, :, None]
         around = F.pad(around, (0, 0, self.left, width - 1 - self.left))
@@ -143,14 +156,17 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(h, d, bias=False)
 
     def forward(self, x: Tensor, real: Tensor | None, causal: bool) -> Tensor:
-        """x (B, T, d) -> the same; real (B, T) bool tells tokens from padding, None where there is none or a causal mask hides it."""
+        """x (B, T, d) -> the same; real (B, T) bool tells tokens from padding, None where there is
+        none or a causal mask hides it."""
         B, T, d = x.shape
         dropout = self.dropout if self.training else 0.0
         attend = None if real is None else real[:, None, None, :]
         near = self.attention_norm(x)
         near = self.conv(near, real, causal) if self.conv else near
-        q, k, v = self.qkv(near).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)  # (B, heads, T, d/heads)
-        q, k = self.rotary(unit_rms(q)), self.rotary(unit_rms(k))                    # QK norm: bounded attention logits let small batches learn fast
+        # (B, heads, T, d/heads)
+        q, k, v = self.qkv(near).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
+        # QK norm: bounded attention logits let small batches learn fast
+        q, k = self.rotary(unit_rms(q)), self.rotary(unit_rms(k))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=causal)
         x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
@@ -158,38 +174,47 @@ class Block(nn.Module):
 
 
 class DiffusionModel(nn.Module):
-    """Predicts the token at every position from those that are not masked; as its causal twin, from those before it."""
+    """Predicts the token at every position from those that are not masked; as its causal twin, from
+    those before it."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config, self.checkpointing = config, False
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)              # tied: also the output layer
+        # tied: also the output layer
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         rotary = Rotary(config.n_embd // config.n_head, config.block_size + config.shifted, config.rope_base)
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
         self.final_norm = RMSNorm(config.n_embd)
         for name, p in self.named_parameters():
             if "conv" in name:
                 nn.init.normal_(p, std=0.3)
-            elif p.ndim == 2:                                                          # residual projections scaled as in GPT-2
+            elif p.ndim == 2:  # residual projections scaled as in GPT-2
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "_out" in name else 0.02)
 
     def forward(self, tokens: Tensor, where: Tensor | None = None, causal: bool | None = None) -> Tensor:
-        """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text); with `where` (B, T) bool, (where.sum(), n_text).
+        """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text); with `where`
+        (B, T) bool, (where.sum(), n_text).
 
-        Logits at i predict token i: from every unmasked token, or, read causally (None: as the configuration says), from those before
-        it. Read causally, or shifted, the row stands behind a [MASK], so that token i is predicted in the place of token i - 1.
-        Logits at chosen positions only: the output layer is much of a small model's work.
+        Logits at i predict token i: from every unmasked token, or, read causally (None: as the
+        configuration says), from those before it. Read causally, or shifted, the row stands behind
+        a [MASK], so that token i is predicted in the place of token i - 1. Logits at chosen
+        positions only: the output layer is much of a small model's work.
         """
         config, T = self.config, tokens.shape[1]
         causal = config.causal if causal is None else causal
         if causal or config.shifted:
-            tokens = torch.cat((torch.full_like(tokens[:, :1], config.mask_id), tokens[:, :-1] if causal else tokens), dim=1)
+            first = torch.full_like(tokens[:, :1], config.mask_id)
+            tokens = torch.cat((first, tokens[:, :-1] if causal else tokens), dim=1)
         real = None if causal else tokens != config.pad_id
-        if real is not None and real.all():                                          # without padding SDPA may use its fastest kernel
+        # without padding SDPA may use its fastest kernel
+        if real is not None and real.all():
             real = None
         x = F.dropout(self.embedding(tokens), config.dropout, self.training)
         for block in self.blocks:
-            x = checkpoint(block, x, real, causal, use_reentrant=False) if self.checkpointing and self.training else block(x, real, causal)
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, real, causal, use_reentrant=False)
+            else:
+                x = block(x, real, causal)
         x = self.final_norm(x[:, :T] if where is None else x[:, :T][where])
         return F.linear(x, self.embedding.weight[:config.n_text])
 
@@ -199,18 +224,22 @@ class DiffusionModel(nn.Module):
 
 
 def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
-    """(vocab_size, n_embd) float32: where a word's embedding may start, from its neighbours in the training text `tokens` (N,) int64.
+    """(vocab_size, n_embd) float32: where a word's embedding may start, from its neighbours in the
+    training text `tokens` (N,) int64.
 
-    Positive pointwise mutual information with the tokens two before, one before, one after and two after, contexts smoothed by the
-    power .75, in a truncated SVD with each direction weighted by the root of its singular value (Levy & Goldberg 2014; Levy et al.
-    2015, sec. 3). Rows have the usual length; those of tokens that the text lacks, and of the special ones, the usual random start.
+    Positive pointwise mutual information with the tokens two before, one before, one after and two
+    after, contexts smoothed by the power .75, in a truncated SVD with each direction weighted by
+    the root of its singular value (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the
+    usual length; those of tokens that the text lacks, and of the special ones, the usual random
+    start.
     """
     V = config.vocab_size
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(V, config.n_embd, generator=generator) * 0.02
     sides = []
     for number, offset in enumerate((-2, -1, 1, 2)):
-        word, context = (tokens[offset:], tokens[:-offset]) if offset > 0 else (tokens[:offset], tokens[-offset:])
+        pair = tokens[abs(offset):], tokens[:-abs(offset)]
+        word, context = pair if offset > 0 else pair[::-1]
         pair, count = torch.unique(word * V + context, return_counts=True)
         word, context = pair // V, pair % V
         of_word = torch.bincount(word, count.double(), V)
@@ -221,7 +250,8 @@ def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
     place, value = torch.cat([p for p, _ in sides], 1), torch.cat([v for _, v in sides])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        u, s, _ = torch.svd_lowrank(torch.sparse_coo_tensor(place, value.float(), (V, 4 * V), check_invariants=True).coalesce(), q=min(config.n_embd, V), niter=4)
+        ppmi = torch.sparse_coo_tensor(place, value.float(), (V, 4 * V), check_invariants=True)
+        u, s, _ = torch.svd_lowrank(ppmi.coalesce(), q=min(config.n_embd, V), niter=4)
     start = F.pad(u * s.sqrt(), (0, config.n_embd - u.shape[1]))
     start = F.normalize(start) * 0.02 * math.sqrt(config.n_embd)
     seen = torch.bincount(tokens, minlength=V) > 0
@@ -229,7 +259,7 @@ def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
     return torch.where(seen[:, None], start, normal)
 
 
-# ------------------------------------------------------------------------------------------------ the objective
+# ---- the objective -------------------------------------------------------------------------------
 
 class Masks(NamedTuple):
     """What one training or evaluation pass hides, and what each hidden token weighs."""
@@ -240,23 +270,29 @@ class Masks(NamedTuple):
 
 def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float = 0.0,
                generator: torch.Generator | None = None, causal_share: float = 0.0) -> Masks:
-    """Draw which of tokens (B, T) to hide: k of a row's L text tokens, k uniform over the whole numbers in L·window (at least 1).
+    """Draw which of tokens (B, T) to hide: k of a row's L text tokens, k uniform over the whole
+    numbers in L·window (at least 1).
 
-    A share `replay` of the rows draws from the full range instead. k is stratified over the rows, which lowers the gradient's
-    variance (Kingma et al., 2107.00630, app. I.1). With the window (0, 1), (L/k) · Σ over masked positions of -log p is an unbiased
-    estimate of the bound on -log p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10).
-    A share `causal_share` of the rows, and every row of the causal twin, is read from left to right instead: each of its tokens is
-    predicted and weighs one. Special tokens are never masked.
+    A share `replay` of the rows draws from the full range instead. k is stratified over the rows,
+    which lowers the gradient's variance (Kingma et al., 2107.00630, app. I.1). With the window (0,
+    1), (L/k) · Σ over masked positions of -log p is an unbiased estimate of the bound on -log
+    p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10). A share
+    `causal_share` of the rows, and every row of the causal twin, is read from left to right
+    instead: each of its tokens is predicted and weighs one. Special tokens are never masked.
     """
     text, B = tokens < config.n_text, len(tokens)
-    row = torch.randperm(B, generator=generator)                                     # which rows are which must not follow their order
-    causal = B if config.causal else int(causal_share * B + torch.rand((), generator=generator)) if causal_share else 0
+    # which rows are which must not follow their order
+    row = torch.randperm(B, generator=generator)
+    causal = B if config.causal else 0
+    if causal_share and not config.causal:
+        causal = int(causal_share * B + torch.rand((), generator=generator))
     full = int(replay * (B - causal) + torch.rand((), generator=generator))
     low, high, u = torch.full((B,), float(window[0])), torch.full((B,), float(window[1])), torch.empty(B)
     rest = row[causal:]
     low[rest[:full]], high[rest[:full]] = 0.0, 1.0
     for group in (rest[:full], rest[full:], row[:causal]):
-        u[group] = (torch.arange(len(group)) + torch.rand(len(group), generator=generator)) / max(len(group), 1)
+        n = len(group)
+        u[group] = (torch.arange(n) + torch.rand(n, generator=generator)) / max(n, 1)
     read = torch.zeros(B, dtype=torch.bool)
     read[row[:causal]] = True
     u, low, high, read = (x.to(tokens.device) for x in (u, low, high, read))
@@ -267,7 +303,8 @@ def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float 
 
 
 def exact_count(length: Tensor, low, high, u: Tensor) -> Tensor:
-    """Number of masks for rows of `length` text tokens: uniform over the whole numbers in [low·length, high·length], chosen by u in [0, 1).
+    """Number of masks for rows of `length` text tokens: uniform over the whole numbers in
+    [low·length, high·length], chosen by u in [0, 1).
 
     At least one; where a short row has no whole number in its window, the smallest above it.
     """
@@ -282,9 +319,11 @@ def hide(text: Tensor, k: Tensor, noise: Tensor) -> Tensor:
     return (rank < k[:, None]) & text
 
 
-def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config, label_smoothing: float = 0.0) -> Tensor:
-    """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the number of text tokens in the
-    batch it estimates the bound per token. The L/k in the weight is the only normalisation: dividing by k as well would count it twice.
+def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config,
+                  label_smoothing: float = 0.0) -> Tensor:
+    """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the
+    number of text tokens in the batch it estimates the bound per token. The L/k in the weight is
+    the only normalisation: dividing by k as well would count it twice.
     """
     loss = torch.zeros((), device=tokens.device)
     for causal in (False, True):
@@ -292,12 +331,13 @@ def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config
         if row.any():
             masked, text = masks.masked[row], tokens[row]
             logits = model(text if causal else text.masked_fill(masked, config.mask_id), masked, causal)
-            nats = F.cross_entropy(logits.float(), text[masked], reduction="none", label_smoothing=label_smoothing)
+            nats = F.cross_entropy(logits.float(), text[masked], reduction="none",
+                                   label_smoothing=label_smoothing)
             loss = loss + (nats * masks.weight[row, None].expand_as(text)[masked]).sum()
     return loss
 
 
-# ------------------------------------------------------------------------------------------------ the held-out bound
+# ---- the held-out bound --------------------------------------------------------------------------
 
 class Bound(NamedTuple):
     """Evaluations of N sequences at P masks each; see `held_out_bound`."""
@@ -312,11 +352,14 @@ class Bound(NamedTuple):
 
 
 @torch.no_grad()
-def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int = 32, seed: int = 0, batch_tokens: int = 8192) -> Bound:
-    """The full-range bound on -log p of each of N token sequences (1-d, at most block_size), on fixed masks drawn from `seed`.
+def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int = 32, seed: int = 0,
+                   batch_tokens: int = 8192) -> Bound:
+    """The full-range bound on -log p of each of N token sequences (1-d, at most block_size), on
+    fixed masks drawn from `seed`.
 
-    Each sequence is evaluated at `points` exact mask counts, one in each of as many strata of 1..L, weighted L/k. The causal
-    twin's exact -log p takes one pass: P is 1. Draws from a generator of its own and leaves the global ones alone.
+    Each sequence is evaluated at `points` exact mask counts, one in each of as many strata of 1..L,
+    weighted L/k. The causal twin's exact -log p takes one pass: P is 1. Draws from a generator of
+    its own and leaves the global ones alone.
     """
     config, was_training = model.config, model.training
     model.eval()
@@ -333,15 +376,17 @@ def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int =
             k[n] = exact_count(length[n].float(), torch.tensor(0.0), torch.tensor(1.0), u)
             hidden = hide(text, k[n], torch.rand(text.shape, generator=generator))
         rows += [(n, p, sequence, hidden[p]) for p in range(points)]
-    rows.sort(key=lambda row: len(row[2]))                                           # alike lengths together: little padding
+    # alike lengths together: little padding
+    rows.sort(key=lambda row: len(row[2]))
     nats = torch.zeros(len(sequences), points, dtype=torch.float64)
     while rows:
         size = max(1, batch_tokens // len(rows[-1][2]))
         batch, rows = rows[-size:], rows[:-size]
         tokens = pad([row[2] for row in batch], config.pad_id).to(model.device)
         masked = pad([row[3] for row in batch], False).to(model.device)
-        loss = F.cross_entropy(model(tokens if config.causal else tokens.masked_fill(masked, config.mask_id), masked).float(),
-                               tokens[masked], reduction="none").cpu().double()
+        noisy = tokens if config.causal else tokens.masked_fill(masked, config.mask_id)
+        logits = model(noisy, masked).float()
+        loss = F.cross_entropy(logits, tokens[masked], reduction="none").cpu().double()
         owner = masked.nonzero()[:, 0].cpu()
         total = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, loss)
         for (n, p, _, _), value in zip(batch, total):
@@ -362,28 +407,34 @@ def pad(sequences: list[Tensor], value) -> Tensor:
     return nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
-# ------------------------------------------------------------------------------------------------ the sampler
+# ---- the sampler ---------------------------------------------------------------------------------
 
 @torch.no_grad()
-def plain_denoise(model: nn.Module, tokens: Tensor, steps: int, temperature: float, generator: torch.Generator) -> Iterator[Tensor]:
-    """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat. Yields the row after each step.
+def plain_denoise(model: nn.Module, tokens: Tensor, steps: int, temperature: float,
+                  generator: torch.Generator) -> Iterator[Tensor]:
+    """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat. Yields the
+    row after each step.
 
-    `denoise` is this with everything that a user may want of it; for the settings they share the tests hold it to this one.
+    `denoise` is this with everything that a user may want of it; for the settings they share the
+    tests hold it to this one.
     """
     tokens, mask_id = tokens.clone(), model.config.mask_id
     at_first = int((tokens == mask_id).sum())
     steps = min(steps, at_first)
     for left in range(steps - 1, -1, -1):
         masked = tokens == mask_id
-        p = model(tokens[None], masked[None]).double().softmax(1)                    # predict, (masks, n_text)
+        # predict, (masks, n_text)
+        p = model(tokens[None], masked[None]).double().softmax(1)
         likeliest = p.topk(2).values
         margin = likeliest[:, 0] - likeliest[:, 1]
         count = int(masked.sum()) - at_first * left // steps
-        surest = margin.topk(count).indices                                          # choose
+        # choose
+        surest = margin.topk(count).indices
         drawn = p.argmax(1)
         if temperature:
             drawn = (p ** (1 / temperature)).multinomial(1, generator=generator)[:, 0]
-        tokens[masked.nonzero()[surest, 0]] = drawn[surest]                          # fill
+        # fill
+        tokens[masked.nonzero()[surest, 0]] = drawn[surest]
         yield tokens.clone()
 
 
@@ -394,64 +445,77 @@ def setting(default, meaning: str, low=None, high=None, choices=()):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How `denoise` fills masks: what sample.py, the page and the evaluation share, defaults and limits included."""
-    steps: int = setting(25, "calls of the network per text (per block in a text longer than the model's context)", 1, 100_000)
-    order: str = setting("margin", "which positions are decided first", choices=("margin", "confidence", "entropy", "random"))
-    schedule: str = setting("linear", "how many per step; cosine: few at first", choices=("linear", "cosine"))
-    threshold: float | None = setting(None, "also decide whatever is likelier than this at once (0.9, say): fewer steps", 0, 1)
-    entropy_bound: float | None = setting(None, "also decide as many as keep their summed entropy within this many nats: fewer steps",
-                                          0, 10**9)
+    """How `denoise` fills masks: what sample.py, the page and the evaluation share, defaults and
+    limits included."""
+    steps: int = setting(25, "calls of the network per text, or per block", 1, 100_000)
+    order: str = setting("margin", "which positions are decided first: margin, confidence, entropy or random",
+                         choices=("margin", "confidence", "entropy", "random"))
+    schedule: str = setting("linear", "how many per step: linear, or cosine (few at first)",
+                            choices=("linear", "cosine"))
+    threshold: float | None = setting(None, "also decide whatever is likelier than this (0.9, say)", 0, 1)
+    entropy_bound: float | None = setting(None, "also decide as many as keep their summed entropy within "
+                                          "this many nats", 0, 10**9)
     temperature: float = setting(0.6, "0: always the likeliest token; 1: as the model sees it", 0, 100)
     top_k: int = setting(20, "draw among this many likeliest tokens; 0: all", 0, 10**9)
     top_p: float = setting(0.85, "and among those that make up this much probability", 1e-6, 1)
-    repetition_penalty: float = setting(1.0, "above 1: tokens already in the text become less likely", 1e-3, 1000)
-    remask: float = setting(0.0, "share of the decided tokens that each step takes back and redraws", 0, 0.99)
-    block_size: int | None = setting(None, "write in blocks of this many tokens, left to right; None: only where the context demands it",
-                                     1, 10**9)
+    repetition_penalty: float = setting(1.0, "above 1: what is in the text already is less likely", 1e-3, 1000)
+    remask: float = setting(0.0, "share of the decided tokens that each step takes back", 0, 0.99)
+    block_size: int | None = setting(None, "write in blocks of this many tokens, left to right; None: only "
+                                     "where the model's context demands it", 1, 10**9)
 
     def __post_init__(self):
         """ValueError for a value of the wrong kind or out of its range."""
         for f in fields(self):
-            value, low, high, choices = getattr(self, f.name), *(f.metadata[key] for key in ("min", "max", "choices"))
-            if choices and value not in choices:
-                raise ValueError(f"{f.name} is one of {', '.join(choices)}, not {value!r}")
-            if not choices and not (value is None and f.default is None):
-                whole = "int" in str(f.type)
-                if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:       # a bool is no number
-                    raise ValueError(f"{f.name} is a {'whole ' if whole else ''}number from {low} to {high}, not {value!r}")
+            value, low, high = getattr(self, f.name), f.metadata["min"], f.metadata["max"]
+            if choices := f.metadata["choices"]:
+                if value not in choices:
+                    raise ValueError(f"{f.name} is one of {', '.join(choices)}, not {value!r}")
+            elif value is not None or f.default is not None:
+                kinds = (int,) if "int" in str(f.type) else (int, float)
+                if type(value) not in kinds or not low <= value <= high:     # type(): a bool is no number
+                    raise ValueError(f"{f.name} is a {'whole ' if kinds == (int,) else ''}number "
+                                     f"from {low} to {high}, not {value!r}")
 
 
 class Step(NamedTuple):
-    """One denoising step, after one call of the network. All tensors are on the CPU, B rows of T positions."""
+    """One denoising step, after one call of the network. All tensors are on the CPU, B rows of T
+    positions."""
     step: int                   # 1 .. of
     of: int                     # steps planned; an adaptive run may end earlier
     tokens: Tensor              # (B, T) int64, [MASK] where undecided
     revealed: Tensor            # (B, T) bool: decided in this step
     remasked: Tensor            # (B, T) bool: taken back in this step
-    draft: Tensor               # (B, T) int64: the likeliest token where the network looked, else the token before this step
-    confidence: Tensor          # (B, T) float32: p(draft) where undecided, p(token) when it was decided, 1 where it was given
+    # (B, T) int64: the likeliest token where the network looked, else the token before this step
+    draft: Tensor
+    # (B, T) float32: p(draft) where undecided, p(token) when it was decided, 1 where it was given
+    confidence: Tensor
     choices: Tensor             # (B, T, A) int64: the likeliest tokens where the network looked, else 0
     chances: Tensor             # (B, T, A) float32: their probabilities, else 0
 
 
 @torch.no_grad()
-def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampling | None = None, *, alternatives: int = 5,
-            bar: tuple[Tensor, Tensor] | None = None) -> Iterator[Step]:
-    """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network; everything else stays as it is.
+def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampling | None = None, *,
+            alternatives: int = 5, bar: tuple[Tensor, Tensor] | None = None) -> Iterator[Step]:
+    """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network;
+    everything else stays as it is.
 
-    The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2): at each step the network predicts every mask, tokens are
-    drawn for all of them, and those at the positions that `order` puts first stay. `steps` calls, or as many as there are masks if
-    those are fewer; adaptive runs (`threshold`, `entropy_bound`) end when nothing is masked.
-    Rows longer than the model's context, or any row if `block_size` is given, are filled left to right in blocks of that many
-    positions, each with `steps` of its own. The causal twin fills one position a step, left to right: order and budget mean nothing to it.
+    The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2): at each step the network
+    predicts every mask, tokens are drawn for all of them, and those at the positions that `order`
+    puts first stay. `steps` calls, or as many as there are masks if those are fewer; adaptive runs
+    (`threshold`, `entropy_bound`) end when nothing is masked. Rows longer than the model's context,
+    or any row if `block_size` is given, are filled left to right in blocks of that many positions,
+    each with `steps` of its own. The causal twin fills one position a step, left to right: order
+    and budget mean nothing to it.
 
-    `bar` is (where (B, T), tokens (n_text,)), both bool: where the first holds, tokens of the second are never drawn.
-    Rows may be padded with [PAD] on the right; seeds (B,): a row's text depends on its own seed and not on the rows beside it.
-    Leaves the model in eval mode. ValueError for impossible settings.
+    `bar` is (where (B, T), tokens (n_text,)), both bool: where the first holds, tokens of the
+    second are never drawn. Rows may be padded with [PAD] on the right; seeds (B,): a row's text
+    depends on its own seed and not on the rows beside it. Leaves the model in eval mode. ValueError
+    for impossible settings.
     """
     how, config = how or Sampling(), model.config
     if how.block_size and how.block_size > config.block_size:
-        raise ValueError(f"block_size is at most the model's context of {config.block_size} tokens, not {how.block_size}")
+        raise ValueError(f"block_size is at most the model's context of {config.block_size} tokens, "
+                         f"not {how.block_size}")
     if len(seeds) != len(tokens) or not all(0 <= seed < 2**63 for seed in seeds):
         raise ValueError("sampling needs a seed for each row, a whole number from 0 to 2^63 - 1")
     model.eval()
@@ -462,9 +526,9 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampli
             return
         window, where = reading_window(canvas, rows, config)
         guess = predict(model, canvas, rows, window, where, how, bar, alternatives)
-        back = how_many_back(canvas, rows, guess, how)
+        back = how_many_back(canvas, rows, how)
         chosen = choose(canvas, rows, where, guess, back, how)
-        yield commit(canvas, rows, guess, chosen, take_back(canvas, rows, back), number, alternatives)
+        yield commit(canvas, guess, chosen, take_back(canvas, rows, back), number, alternatives)
 
 
 @dataclass
@@ -486,14 +550,16 @@ class Canvas:
     @classmethod
     def of(cls, tokens: Tensor, seeds: list[int], how: Sampling, config: Config) -> "Canvas":
         tokens = tokens.cpu().clone()
-        greedy = how.temperature == 0 and how.order != "random"                      # the same text from every seed
+        # the same text from every seed
+        greedy = how.temperature == 0 and how.order != "random"
         generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
         given, length = tokens != config.mask_id, (tokens != config.pad_id).sum(1)
         blocks = [plan_blocks(~row[:n], config.block_size, how.block_size) for row, n in zip(given, length)]
-        calls = [sum(masks if config.causal else min(how.steps, masks) for *_, masks in row) for row in blocks]
+        most = 10**9 if config.causal else how.steps
+        calls = [sum(min(most, masks) for *_, masks in row) for row in blocks]
         left, masks, step = (torch.zeros(len(tokens), dtype=torch.long) for _ in range(3))
-        return cls(tokens, given, given.float(), generators, blocks, max(calls, default=0), config.causal, config.mask_id,
-                   torch.zeros_like(given), left, masks, step)
+        return cls(tokens, given, given.float(), generators, blocks, max(calls, default=0), config.causal,
+                   config.mask_id, torch.zeros_like(given), left, masks, step)
 
     @property
     def masked(self) -> Tensor:
@@ -518,15 +584,17 @@ class Canvas:
 
 
 def plan_blocks(masked: Tensor, context: int, block_size: int | None) -> list[tuple[int, int, int, int]]:
-    """(start, stop, left, masks) of the blocks in which a row is filled: block_size columns from the first mask of (T,) bool not in a
-    block yet, all that is left if the row fits the context, else half a context. The network reads `context` columns from `left`."""
+    """(start, stop, left, masks) of the blocks in which a row is filled: block_size columns from
+    the first mask of (T,) bool not in a block yet, all that is left if the row fits the context,
+    else half a context. The network reads `context` columns from `left`."""
     length = len(masked)
     size = block_size or (length if length <= context else max(context // 2, 1))
     todo, blocks = masked.nonzero()[:, 0].tolist(), []
     while todo:
         start, stop = todo[0], todo[0] + size
         inside = bisect_left(todo, stop)
-        ahead = (context - size) // 2                                                # worth reading only where it is not all masks
+        # worth reading only where it is not all masks
+        ahead = (context - size) // 2
         right = min(length, stop + ahead if not masked[stop:stop + ahead].all() else stop)
         blocks.append((start, stop, max(0, right - context), inside))
         todo = todo[inside:]
@@ -534,17 +602,19 @@ def plan_blocks(masked: Tensor, context: int, block_size: int | None) -> list[tu
 
 
 def mask_schedule(masks: Tensor, step: Tensor, steps: Tensor, schedule: str) -> Tensor:
-    """How many of `masks` remain after `step` of `steps`, (B,) each: a straight line, or MaskGIT's cosine (2202.04200, sec. 3.3), which
-    decides few tokens first."""
+    """How many of `masks` remain after `step` of `steps`, (B,) each: a straight line, or MaskGIT's
+    cosine (2202.04200, sec. 3.3), which decides few tokens first."""
     done = step.double() / steps
     return (masks * (1 - done if schedule == "linear" else (math.pi / 2 * done).cos()) + 1e-6).floor().long()
 
 
 def reading_window(canvas: Canvas, rows: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """The columns that the network reads of each row (A, W), and which of them it decides about (A, W) bool."""
+    """The columns that the network reads of each row (A, W), and which of them it decides about (A,
+    W) bool."""
     window = canvas.left[rows, None] + torch.arange(min(canvas.tokens.shape[1], config.block_size))
     where = canvas.masked[rows[:, None], window]
-    if config.causal:                                                                # the next one; those right of it would be read off [MASK]s
+    # the next one; those right of it would be read off [MASK]s
+    if config.causal:
         where &= where.cumsum(1) == 1
         width = int(where.any(0).nonzero().max()) + 1
         window, where = window[:, :width], where[:, :width]
@@ -563,7 +633,8 @@ class Guess(NamedTuple):
     tie: Tensor                 # (M,) float64: chance, to decide between equals
 
 
-def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, window: Tensor, where: Tensor, how: Sampling, bar, alternatives: int) -> Guess:
+def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, window: Tensor, where: Tensor,
+            how: Sampling, bar: tuple[Tensor, Tensor] | None, alternatives: int) -> Guess:
     """One call of the network, and a token drawn for every position that it decides about."""
     n_text = model.config.n_text
     a, w = where.nonzero(as_tuple=True)
@@ -571,24 +642,30 @@ def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, window: Tensor,
     logits = model(canvas.tokens[rows[:, None], window].to(model.device), where.to(model.device)).float()
     if bar is not None:
         logits[(bar[0][row, column][:, None] & bar[1]).to(logits.device)] = -torch.inf
-    log_p = penalise(logits, row, canvas.tokens, how.repetition_penalty).log_softmax(1)     # (M, n_text)
+    # (M, n_text)
+    log_p = penalise(logits, row, canvas.tokens, how.repetition_penalty).log_softmax(1)
     candidates = min(how.top_k or n_text, n_text)
     top_log_p, top_ids = (x.cpu() for x in log_p.topk(min(max(candidates, alternatives, 2), n_text)))
-    own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), counts.tolist())]      # a row's generator, and how many positions it serves
+    # a row's generator, and how many positions it serves
+    own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), counts.tolist())]
     noise = torch.cat([gumbel((n, candidates), g) for g, n in own]) if how.temperature else None
     pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
-    # Where a row is all masks, every position has the same chances, and rounding errors would choose: chance decides between equals.
+    # Where a row is all masks, every position has the same chances, and rounding errors would
+    # choose: chance decides between equals.
     tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
     entropy = None
     if how.order == "entropy" or how.entropy_bound is not None:
         entropy = torch.special.entr(log_p.exp()).sum(1).cpu() - tie
-    return Guess(row, column, top_ids, top_log_p.exp(), top_ids.gather(1, pick)[:, 0], top_log_p.gather(1, pick)[:, 0].exp(), entropy, tie)
+    drawn, log_drawn = (x.gather(1, pick)[:, 0] for x in (top_ids, top_log_p))
+    return Guess(row, column, top_ids, top_log_p.exp(), drawn, log_drawn.exp(), entropy, tie)
 
 
 def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) -> Tensor:
-    """Which of K candidates, likeliest first, is drawn at each of M positions: (M,) int64. log_p and Gumbel `noise` are (M, K).
+    """Which of K candidates, likeliest first, is drawn at each of M positions: (M,) int64. log_p
+    and Gumbel `noise` are (M, K).
 
-    Temperature first, then top-p; the candidate that crosses top_p stays. Gumbel-max in float64, see `gumbel`; temperature 0 takes the first.
+    Temperature first, then top-p; the candidate that crosses top_p stays. Gumbel-max in float64,
+    see `gumbel`; temperature 0 takes the first.
     """
     if temperature == 0:
         return torch.zeros(len(log_p), dtype=torch.long)
@@ -598,29 +675,34 @@ def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) 
 
 
 def gumbel(shape, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise in float64: float32 truncates its upper tail and so lowers the temperature unasked (Zheng et al., 2409.02908)."""
+    """Standard Gumbel noise in float64: float32 truncates its upper tail and so lowers the
+    temperature unasked (Zheng et al., 2409.02908)."""
     u = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=1e-300)
     return -(-u.log()).log()
 
 
 def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float) -> Tensor:
-    """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T); those of tokens already in the row made smaller by the factor
-    `penalty` (Keskar et al., 1909.05858, sec. 4.1)."""
+    """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T); those of tokens already
+    in the row made smaller by the factor `penalty` (Keskar et al., 1909.05858, sec. 4.1)."""
     if penalty == 1:
         return logits
-    seen = torch.zeros(len(tokens), logits.shape[1] + SPECIALS, dtype=torch.bool).scatter_(1, tokens, True)[:, :-SPECIALS]
-    return torch.where(seen[row].to(logits.device), torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    seen = torch.zeros(len(tokens), logits.shape[1] + SPECIALS, dtype=torch.bool).scatter_(1, tokens, True)
+    smaller = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen[row, :-SPECIALS].to(logits.device), smaller, logits)
 
 
 def choose(canvas: Canvas, rows: Tensor, where: Tensor, guess: Guess, back: Tensor, how: Sampling) -> Tensor:
-    """(M,) bool: the positions decided in this step, those that `order` puts first: the largest margin p1 - p2 (Kim et al., 2502.06768), the
-    highest p(drawn token), the lowest entropy, or any. As many as the schedule says, and one for each that is taken `back`; beyond that,
-    every position whose drawn token is likelier than `threshold`, and as many as keep the summed entropy, less the largest, within
-    `entropy_bound` (Ben-Hamu et al., 2505.24857)."""
+    """(M,) bool: the positions decided in this step, those that `order` puts first: the largest
+    margin p1 - p2 (Kim et al., 2502.06768), the highest p(drawn token), the lowest entropy, or any.
+    As many as the schedule says, and one for each that is taken `back`; beyond that, every position
+    whose drawn token is likelier than `threshold`, and as many as keep the summed entropy, less the
+    largest, within `entropy_bound` (Ben-Hamu et al., 2505.24857)."""
     a, w = where.nonzero(as_tuple=True)
     counts = where.sum(1)
-    score = {"margin": guess.chances[:, 0] - guess.chances[:, 1] + guess.tie, "confidence": guess.p_drawn + guess.tie,
-             "random": guess.tie, "entropy": guess.entropy if guess.entropy is None else -guess.entropy}[how.order]
+    score = {"margin": lambda: guess.chances[:, 0] - guess.chances[:, 1] + guess.tie,
+             "confidence": lambda: guess.p_drawn + guess.tie,
+             "entropy": lambda: -guess.entropy,
+             "random": lambda: guess.tie}[how.order]()
     score = spread(where, score, -torch.inf)
     count = counts if canvas.causal else (counts + back - canvas.left_after(rows, how)).clamp(min=1)
     if not canvas.causal and (how.threshold is not None or how.entropy_bound is not None):
@@ -631,12 +713,14 @@ def choose(canvas: Canvas, rows: Tensor, where: Tensor, guess: Guess, back: Tens
             ascending, index = spread(where, guess.entropy, torch.inf).sort(1)
             within = (ascending.cumsum(1) - ascending <= how.entropy_bound) & ascending.isfinite()
             sure |= torch.zeros_like(where).scatter_(1, index, within)
-        score, count = score + 100 * sure, count.maximum(sure.sum(1))                # the sure ones first: no score is near 100
+        # the sure ones first: no score is near 100
+        score, count = score + 100 * sure, count.maximum(sure.sum(1))
     return ranks(score)[a, w] < count[a]
 
 
-def how_many_back(canvas: Canvas, rows: Tensor, guess: Guess, how: Sampling) -> Tensor:
-    """(A,) how many decided tokens of each block are taken back in this step, in exchange for as many others: about the share `remask`."""
+def how_many_back(canvas: Canvas, rows: Tensor, how: Sampling) -> Tensor:
+    """(A,) how many decided tokens of each block are taken back in this step, in exchange for as
+    many others: about the share `remask`."""
     if not how.remask or canvas.causal:
         return torch.zeros(len(rows), dtype=torch.long)
     decided = (canvas.current & ~canvas.masked)[rows].sum(1)
@@ -645,8 +729,9 @@ def how_many_back(canvas: Canvas, rows: Tensor, guess: Guess, how: Sampling) -> 
 
 
 def take_back(canvas: Canvas, rows: Tensor, back: Tensor) -> Tensor:
-    """(B, T) bool: the `back` (A,) decided tokens of each row that are masked again, the less confident the likelier (after ReMDM, Wang et
-    al., 2503.00307): without replacement, in proportion to 1 - confidence, by Gumbel-top-k."""
+    """(B, T) bool: the `back` (A,) decided tokens of each row that are masked again, the less
+    confident the likelier (after ReMDM, Wang et al., 2503.00307): without replacement, in
+    proportion to 1 - confidence, by Gumbel-top-k."""
     taken = torch.zeros_like(canvas.given)
     decided = canvas.current & ~canvas.masked
     for b, count in zip(rows.tolist(), back.tolist()):
@@ -658,19 +743,22 @@ def take_back(canvas: Canvas, rows: Tensor, back: Tensor) -> Tensor:
     return taken
 
 
-def commit(canvas: Canvas, rows: Tensor, guess: Guess, chosen: Tensor, taken: Tensor, number: int, alternatives: int) -> Step:
+def commit(canvas: Canvas, guess: Guess, chosen: Tensor, taken: Tensor, number: int,
+           alternatives: int) -> Step:
     """Write this step's tokens into the canvas, and tell what happened."""
     row, column = guess.row, guess.column
     draft, revealed = canvas.tokens.clone(), torch.zeros_like(canvas.given)
     canvas.tokens[taken] = canvas.mask_id
     draft[row, column], canvas.confidence[row, column] = guess.ids[:, 0], guess.chances[:, 0]
     here = row[chosen], column[chosen]
-    canvas.tokens[here], canvas.confidence[here], revealed[here] = guess.drawn[chosen], guess.p_drawn[chosen], True
+    canvas.tokens[here], canvas.confidence[here] = guess.drawn[chosen], guess.p_drawn[chosen]
+    revealed[here] = True
     shown = min(alternatives, guess.ids.shape[1])
     choices = torch.zeros(*canvas.tokens.shape, shown, dtype=torch.long)
     chances = torch.zeros(choices.shape)
     choices[row, column], chances[row, column] = guess.ids[:, :shown], guess.chances[:, :shown]
-    return Step(number, canvas.calls, canvas.tokens.clone(), revealed, taken, draft, canvas.confidence.clone(), choices, chances)
+    return Step(number, canvas.calls, canvas.tokens.clone(), revealed, taken, draft,
+                canvas.confidence.clone(), choices, chances)
 
 
 def spread(where: Tensor, values: Tensor, empty: float) -> Tensor:
@@ -683,25 +771,29 @@ def ranks(score: Tensor) -> Tensor:
     return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
-# ------------------------------------------------------------------------------------------------ sizes
+# ---- sizes ---------------------------------------------------------------------------------------
 
 def count_parameters(config: Config) -> dict[str, int]:
-    """Parameters by component; `total` equals sum(p.numel()). The embedding is also the output layer and counts once."""
+    """Parameters by component; `total` equals sum(p.numel()). The embedding is also the output
+    layer and counts once."""
     d, h, n = config.n_embd, config.mlp_width, config.n_layer
-    parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h, "convolution": n * config.conv * d,
-             "norms": (2 * n + 1) * d}
+    parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h,
+             "convolution": n * config.conv * d, "norms": (2 * n + 1) * d}
     return parts | {"total": sum(parts.values())}
 
 
 def training_flops(config: Config, tokens: int, predicted: int, length: int) -> int:
-    """Floating-point operations to train on `tokens` tokens in sequences of `length`, with logits at `predicted` of them.
+    """Floating-point operations to train on `tokens` tokens in sequences of `length`, with logits
+    at `predicted` of them.
 
-    6 per token and matrix parameter, plus attention's 12·layers·width·length per token (PaLM, 2204.02311, app. B). Recomputation
-    by gradient checkpointing is not counted: it is work, but not the model's.
+    6 per token and matrix parameter, plus attention's 12·layers·width·length per token (PaLM,
+    2204.02311, app. B). Recomputation by gradient checkpointing is not counted: it is work, but not
+    the model's.
     """
     parts = count_parameters(config)
     attention = 12 * config.n_layer * config.n_embd * length // (2 if config.causal else 1)
-    return tokens * (6 * (parts["attention"] + parts["mlp"] + parts["convolution"]) + attention) + predicted * 6 * config.n_text * config.n_embd
+    inside = parts["attention"] + parts["mlp"] + parts["convolution"]
+    return tokens * (6 * inside + attention) + predicted * 6 * config.n_text * config.n_embd
 
 
 def layer_bytes(config: Config, bytes_per_value: int, checkpointing: bool = False) -> int:
@@ -709,37 +801,48 @@ def layer_bytes(config: Config, bytes_per_value: int, checkpointing: bool = Fals
     d, h, half = config.n_embd, config.mlp_width, bytes_per_value
     if checkpointing:
         return 4 * d
-    residuals = 2 * 4 * d                                                            # the inputs of both norms
-    normalised = 2 * half * d                                                        # the inputs of qkv and gate_up
-    attention = half * (3 * d + 2 * d + d)                                           # qkv, q and k normed and turned, what attention gives
-    norms = 2 * 4 * d if half == 2 else 0                                            # q and k in float32 for their norm
-    swiglu = half * 4 * h                                                            # gate and up, silu(gate), the product
+    # the inputs of both norms
+    residuals = 2 * 4 * d
+    # the inputs of qkv and gate_up
+    normalised = 2 * half * d
+    # qkv, q and k normed and turned, what attention gives
+    attention = half * (3 * d + 2 * d + d)
+    # q and k in float32 for their norm
+    norms = 2 * 4 * d if half == 2 else 0
+    # gate and up, silu(gate), the product
+    swiglu = half * 4 * h
     dropout = 2 * d if config.dropout else 0
-    convolution = 4 * d if config.conv else 0                                        # its input, padded
+    # its input, padded
+    convolution = 4 * d if config.conv else 0
     return residuals + normalised + convolution + attention + norms + swiglu + dropout
 
 
-def estimate_memory(config: Config, batch_size: int, length: int | None = None, bytes_per_value: int = 2, checkpointing: bool = False,
-                    ema: bool = False) -> dict:
-    """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of `length` tokens, and of sampling one such row.
+def estimate_memory(config: Config, batch_size: int, length: int | None = None, bytes_per_value: int = 2,
+                    checkpointing: bool = False, ema: bool = False) -> dict:
+    """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of `length` tokens,
+    and of sampling one such row.
 
-    Counts float32 weights, gradients and two moments, the 16-bit copies that autocast keeps, what backward needs of each layer, and the
-    logits. A GPU's driver takes some hundred MB on top, which fits_8gb_gpu leaves room for.
+    Counts float32 weights, gradients and two moments, the 16-bit copies that autocast keeps, what
+    backward needs of each layer, and the logits. A GPU's driver takes some hundred MB on top, which
+    fits_8gb_gpu leaves room for.
     """
     d, tokens = config.n_embd, batch_size * (length or config.block_size)
     total, layer = count_parameters(config)["total"], layer_bytes(config, bytes_per_value)
     states = total * (16 + (4 if ema else 0) + (2 if bytes_per_value == 2 else 0))
-    layers = config.n_layer * layer_bytes(config, bytes_per_value, checkpointing) + (layer if checkpointing else 0)
-    predicted = tokens if config.causal else tokens // 2                             # half of the tokens are masked on average
-    logits = predicted * config.n_text * (bytes_per_value + 8)                       # the logits, their float32 copy, its gradient
+    layers = config.n_layer * layer_bytes(config, bytes_per_value, checkpointing)
+    layers += layer if checkpointing else 0
+    # half of the tokens are masked on average
+    predicted = tokens if config.causal else tokens // 2
+    # the logits, their float32 copy, its gradient
+    logits = predicted * config.n_text * (bytes_per_value + 8)
     training = states + tokens * (layers + 8 * d) + logits
     inference = total * 4 + (length or config.block_size) * (layer + 12 * config.n_text)
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 
 
 def pick_device(name: str = "auto", local: int = 0) -> torch.device:
-    """The device called `name`; "auto": the GPU number `local` of those there are, else Apple's, else the CPU.
-    ValueError where it is not to be had."""
+    """The device called `name`; "auto": the GPU number `local` of those there are, else Apple's,
+    else the CPU. ValueError where it is not to be had."""
     if name in ("auto", ""):
         name = "cpu"
         if torch.cuda.is_available():
@@ -755,38 +858,46 @@ def pick_device(name: str = "auto", local: int = 0) -> torch.device:
 
 
 def peak_memory_gb(where: torch.device) -> float | None:
-    """Peak memory so far in GB (1e9 bytes): the GPU's allocations, or this process's resident set; None on Windows."""
+    """Peak memory so far in GB (1e9 bytes): the GPU's allocations, or this process's resident set;
+    None on Windows."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where) / 1e9
     try:
         import resource
     except ImportError:
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def set_up_cpu(config: Config) -> None:
     """Threads and memory for work on a CPU; call it before tensors are made.
 
-    One thread for a model under 10M parameters: two cores make a step of so small a model a third faster while nothing else runs,
-    and many times slower when something does, for they wait for each other at every product. OMP_NUM_THREADS overrules it.
-    Freed memory stays with the process, in large pages: a full-size model's activations, given back to the system and fetched
-    again page by page at every layer, cost a third of its training time.
+    One thread for a model under 10M parameters: two cores make a step of so small a model a third
+    faster while nothing else runs, and many times slower when something does, for they wait for
+    each other at every product. OMP_NUM_THREADS overrules it. Freed memory stays with the process,
+    in large pages: a full-size model's activations, given back to the system and fetched again page
+    by page at every layer, cost a third of its training time.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")                               # PyTorch's own switch, read at its first allocation
+    # PyTorch's own switch, read at its first allocation
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):                                                 # absent from musl
-            libc.mallopt(-1, -1)                                                     # M_TRIM_THRESHOLD: never shrink the heap
-            libc.mallopt(-4, 0)                                                      # M_MMAP_MAX: all from the heap, whatever its size
+        # absent from musl
+        if hasattr(libc, "mallopt"):
+            # M_TRIM_THRESHOLD: never shrink the heap
+            libc.mallopt(-1, -1)
+            # M_MMAP_MAX: all from the heap, whatever its size
+            libc.mallopt(-4, 0)
     if count_parameters(config)["total"] < 10e6 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 
-# ------------------------------------------------------------------------------------------------ checkpoints
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 def save_checkpoint(path: str, checkpoint: dict) -> None:
-    """Write aside, flush to disk, rename: whoever reads `path` finds the old checkpoint or the new one, never half of one."""
+    """Write aside, flush to disk, rename: whoever reads `path` finds the old checkpoint or the new
+    one, never half of one."""
     aside = f"{path}.writing"
     with open(aside, "wb") as file:
         torch.save(checkpoint, file)
@@ -796,19 +907,21 @@ def save_checkpoint(path: str, checkpoint: dict) -> None:
 
 
 def load_checkpoint(path: str, device: str | torch.device = "cpu") -> dict:
-    """The dict that save_checkpoint wrote. FileNotFoundError or ValueError says in one line what is wrong with the file."""
+    """The dict that save_checkpoint wrote. FileNotFoundError or ValueError says in one line what is
+    wrong with the file."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"no checkpoint at {path}: train one first with python train.py")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile, AttributeError, ImportError, IndexError) as error:
-        raise ValueError(f"{path} is torn or is not a checkpoint of this program ({type(error).__name__})") from error
-    except Exception as error:                                                       # pickle.UnpicklingError, without importing pickle
+    except Exception as error:
+        # What a damaged file makes torch raise is of many kinds; pickle's own is for what is not plain data.
+        told = "holds something other than tensors and plain values"
         if type(error).__name__ != "UnpicklingError":
-            raise
-        raise ValueError(f"{path} is not a checkpoint of this program: it holds something other than tensors and plain values") from error
+            told = f"is torn ({type(error).__name__})"
+        raise ValueError(f"{path} {told}, or is not a checkpoint of this program") from error
     if not isinstance(checkpoint, dict) or not {"model", "config", "tokenizer"} <= checkpoint.keys():
-        raise ValueError(f"{path} is not a checkpoint of this program: it lacks the model, its config or the tokenizer")
+        raise ValueError(f"{path} is not a checkpoint of this program: it lacks the model, its config "
+                         "or the tokenizer")
     return checkpoint
 
 
@@ -824,5 +937,6 @@ def load_model(path: str, device: str | torch.device = "cpu") -> tuple[Diffusion
 
 
 def checkpoint_of(model: DiffusionModel, tokenizer: dict, **more) -> dict:
-    """What every checkpoint holds, so that a lone .pt can be sampled: weights, config, tokenizer; and whatever else its writer needs."""
+    """What every checkpoint holds, so that a lone .pt can be sampled: weights, config, tokenizer;
+    and whatever else its writer needs."""
     return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": tokenizer} | more

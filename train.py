@@ -6,8 +6,9 @@
     python train.py --dry_run                              the plan: sizes, memory, time; nothing is trained
     torchrun --nproc_per_node=2 train.py                   data-parallel, with the same effective batch
 
-Every random draw of a run is a function of (seed, step) or (seed, stage, epoch), never of what was drawn before: so a resumed
-run continues bit for bit, several processes see one batch, and how often one evaluates changes nothing.
+Every random draw of a run is a function of (seed, step) or (seed, stage, epoch), never of what was
+drawn before: so a resumed run continues bit for bit, several processes see one batch, and how often
+one evaluates changes nothing.
 """
 import contextlib
 import copy
@@ -56,57 +57,60 @@ from model import (
 )
 
 # data and run
-dataset = ""                   # name under data/; empty: the book prepared last
-out_dir = "out"                # checkpoints, log and samples go here
-resume = False                 # continue the run in out_dir
-dry_run = False                # print the plan and stop
-seed = 1337                    # of weights, batches and masks
-device = "auto"                # auto, cpu, cuda, cuda:1, mps
-dtype = "auto"                 # auto, float32, bfloat16, float16: of the arithmetic; weights stay float32
-compile = False                # torch.compile the network: minutes to start, faster steps on a GPU
+dataset = ""                # name under data/; empty: the book prepared last
+out_dir = "out"             # checkpoints, log and samples go here
+resume = False              # continue the run in out_dir
+dry_run = False             # print the plan and stop
+seed = 1337                 # of weights, batches and masks
+device = "auto"             # auto, cpu, cuda, cuda:1, mps
+dtype = "auto"              # auto, float32, bfloat16, float16: the arithmetic's; weights stay float32
+compile = False             # torch.compile the network: minutes to start, faster steps on a GPU
 # the network
-n_layer = 6                    # transformer blocks
-n_head = 6                     # attention heads
-n_embd = 384                   # width
-block_size = 256               # longest sequence in tokens; the text is cut into such pieces, anew each epoch
-dropout = 0.0                  # of residual branches and embeddings
-causal = False                 # True: the autoregressive twin, on the same data
-causal_share = 0.25            # of each batch's rows, read from left to right by the same network, which then learns sooner
-rope_base = 10000.0            # wavelength base of the rotary embeddings
-conv = 5                       # width of the short convolution before attention; 0: none
-embedding_init = "cooccurrence"    # where the embedding starts: cooccurrence (of the training text's tokens) or normal
-# the curriculum: each stage's stream, its window of mask rates, the share of each batch that draws from the full range instead
+n_layer = 6                 # transformer blocks
+n_head = 6                  # attention heads
+n_embd = 384                # width
+block_size = 256            # longest row in tokens; the text is cut into such pieces, anew each epoch
+dropout = 0.0               # of residual branches and embeddings
+causal = False              # True: the autoregressive twin, on the same data
+causal_share = 0.25         # of each batch's rows, read left to right by the same network
+rope_base = 10000.0         # wavelength base of the rotary embeddings
+conv = 5                    # width of the short convolution before attention; 0: none
+embedding_init = "cooccurrence"  # where the embedding starts: cooccurrence (in the training text) or normal
+# the curriculum: each stage's stream, its window of mask rates, the share of rows that draw from all of them
 stages = [
-    {"name": "foundational", "data": "stage1", "mask_rate": [0.75, 0.90], "replay": 0.5, "epochs": 75.0, "max_steps": 0, "lr_factor": 1.0},
-    {"name": "structural", "data": "stage2", "mask_rate": [0.40, 0.60], "replay": 0.5, "epochs": 150.0, "max_steps": 0, "lr_factor": 0.8},
-    {"name": "refinement", "data": "stage3", "mask_rate": [0.05, 0.20], "replay": 0.5, "epochs": 300.0, "max_steps": 0, "lr_factor": 0.5},
+    {"name": "foundational", "data": "stage1", "mask_rate": [0.75, 0.90], "replay": 0.5,
+     "epochs": 75.0, "max_steps": 0, "lr_factor": 1.0},
+    {"name": "structural", "data": "stage2", "mask_rate": [0.40, 0.60], "replay": 0.5,
+     "epochs": 150.0, "max_steps": 0, "lr_factor": 0.8},
+    {"name": "refinement", "data": "stage3", "mask_rate": [0.05, 0.20], "replay": 0.5,
+     "epochs": 300.0, "max_steps": 0, "lr_factor": 0.5},
 ]
-stage_patience = 0             # evaluations without improvement that end a stage early; 0: its epochs alone do
-patience = 0                   # evaluations without improvement over the best that end the run; 0: never
-carry_over = False             # True: one optimizer state and one warm-up and cosine over all stages; False: fresh in each
+stage_patience = 0          # evaluations without improvement that end a stage early; 0: its length alone does
+patience = 0                # evaluations without improvement over the best that end the run; 0: never
+carry_over = False          # one optimizer state, warm-up and cosine over all stages; False: fresh in each
 # optimisation
-batch_size: int | str = 8      # rows of block_size tokens in a micro-batch, more if they are shorter; 'auto': the largest power of two that fits
-grad_accum = 2                 # micro-batches in a step; the effective batch is batch_size * grad_accum on any number of processes
-optimizer = "adamw"            # adamw, or muon: torch.optim.Muon for the hidden matrices, AdamW for the rest
-learning_rate = 1e-3           # at its peak in a stage with lr_factor 1
-muon_learning_rate = 0.02      # the hidden matrices' under muon
-min_lr = 0.1                   # where the cosine ends, as a share of the peak
-warmup_steps = 100             # linear warm-up, at most a tenth of what it precedes
-beta1 = 0.9                    # AdamW
-beta2 = 0.95                   # AdamW
-weight_decay = 0.01            # of matrices; none on norms
-embedding_weight_decay = 0.0   # of the tied embedding
-grad_clip = 1.0                # largest gradient norm; 0: no clipping
-label_smoothing = 0.0          # of the training loss; the bound is measured without
-ema = 0.0                      # decay of an average of the weights, evaluated and saved in their place; 0: off
-checkpointing: bool | str = "auto"   # recompute activations in backward; 'auto': when the estimate does not fit the GPU
+batch_size: int | str = 8   # rows of block_size tokens in a micro-batch (more if shorter); 'auto': what fits
+grad_accum = 2              # micro-batches in a step; a step has batch_size * grad_accum rows on any machine
+optimizer = "adamw"         # adamw, or muon: torch.optim.Muon for the hidden matrices, AdamW for the rest
+learning_rate = 1e-3        # at its peak in a stage with lr_factor 1
+muon_learning_rate = 0.02   # the hidden matrices' under muon
+min_lr = 0.1                # where the cosine ends, as a share of the peak
+warmup_steps = 100          # linear warm-up, at most a tenth of what it precedes
+beta1 = 0.9                 # AdamW
+beta2 = 0.95                # AdamW
+weight_decay = 0.01         # of matrices; none on norms and the convolution
+embedding_weight_decay = 0.0  # of the tied embedding
+grad_clip = 1.0             # largest gradient norm; 0: no clipping
+label_smoothing = 0.0       # of the training loss; the bound is measured without
+ema = 0.0                   # decay of an average of the weights, evaluated and saved instead; 0: off
+checkpointing: bool | str = "auto"  # recompute activations in backward; 'auto': where a GPU needs it
 # watching
-eval_interval = 250            # steps between evaluations, each with a checkpoint and a sample; a stage's end has one too
-eval_masks = 512               # held-out sequences times masks in an evaluation; four times as many in a run's last
-sample_tokens = 64             # length of the sample beside each evaluation; 0: none
-log_interval = 10              # steps between lines in log.jsonl
-tensorboard = True             # write out_dir/tensorboard/ where tensorboard is installed
-wandb_project = ""             # log to this Weights & Biases project as well
+eval_interval = 250         # steps between evaluations, each with a checkpoint; a stage's end has one too
+eval_masks = 512            # held-out rows times masks in an evaluation; four times as many in the last
+sample_tokens = 64          # length of the sample beside each evaluation; 0: none
+log_interval = 10           # steps between lines in log.jsonl
+tensorboard = True          # write out_dir/tensorboard/ where tensorboard is installed
+wandb_project = ""          # log to this Weights & Biases project as well
 
 FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_masks", "sample_tokens", "log_interval",
         "tensorboard", "wandb_project", "patience", "batch_size", "grad_accum",
@@ -116,7 +120,7 @@ MAX_BAD_STEPS = 5              # steps in a row without a finite loss before the
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
 
 
-# ---- data --------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 
 class Stream:
     """One of the book's token streams: `tokens` (uint16 memmap), `offsets` (n + 1,) of its examples."""
@@ -129,7 +133,8 @@ class Stream:
             fail(f"{folder}/{name}.bin or .idx is missing or empty: "
                  "prepare the book again with python prepare.py")
         if len(self.offsets) < 2 or self.offsets[-1] != len(self.tokens):
-            fail(f"{folder}/{name}.idx does not fit {name}.bin: prepare the book again with python prepare.py")
+            fail(f"{folder}/{name}.idx does not fit {name}.bin: "
+                 "prepare the book again with python prepare.py")
         self.digest = hashlib.sha256(self.tokens).hexdigest()
         self.whole_text = name == "stage3_train"
 
@@ -186,11 +191,11 @@ def open_book(name: str) -> tuple[str, dict, dict[str, Stream]]:
     return name, tokenizer, {key: Stream(folder, stem) for key, stem in STREAMS.items()}
 
 
-# ---- optimisation ------------------------------------------------------------------------------
+# ---- optimisation --------------------------------------------------------------------------------
 
 def make_optimizers(net: DiffusionModel) -> list[torch.optim.Optimizer]:
-    """AdamW: weight decay on matrices, its own on the embedding, none on norms and on the convolution, which
-    learns ten times as fast; or Muon for the hidden matrices beside it."""
+    """AdamW: weight decay on matrices, its own on the embedding, none on norms and on the
+    convolution, which learns ten times as fast; or Muon for the hidden matrices beside it."""
     named = dict(net.named_parameters())
     near = [p for name, p in named.items() if ".conv." in name]
     hidden = [p for name, p in named.items()
@@ -223,8 +228,8 @@ def lr_scale(step: int, steps: int) -> float:
 
 
 def pick_dtype(where: torch.device) -> torch.dtype:
-    """The arithmetic's: 'auto' is 16 bits where they are fast, bfloat16 on a GPU that has it, else float16; a CPU
-    needs AMX for it to be worth while."""
+    """The arithmetic's: 'auto' is 16 bits where they are fast, bfloat16 on a GPU that has it, else
+    float16; a CPU needs AMX for it to be worth while."""
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype != "auto":
         return kinds.get(dtype) or fail(f"dtype must be auto or one of {', '.join(kinds)}, not {dtype!r}")
@@ -233,7 +238,7 @@ def pick_dtype(where: torch.device) -> torch.dtype:
     return torch.bfloat16 if where.type == "cpu" and torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-# ---- a run -------------------------------------------------------------------------------------
+# ---- a run ---------------------------------------------------------------------------------------
 
 @dataclass
 class Progress:
@@ -251,7 +256,7 @@ class Progress:
     since_stage_best: int = 0
     overflows: int = 0          # steps skipped because float16 ran over
     bad_steps: int = 0          # steps in a row without a finite loss
-    results: list = field(default_factory=list)         # of the stages that are done
+    results: list = field(default_factory=list)  # of the stages that are done
 
 
 class StagePlan(NamedTuple):
@@ -279,11 +284,11 @@ class Run:
     effective: int = 0          # and in a step
     plan: list[StagePlan] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
-    epoch: tuple[int, int] = (-1, -1)                   # stage and epoch that `batches` belong to
+    epoch: tuple[int, int] = (-1, -1)  # stage and epoch that `batches` belong to
     batches: list[np.ndarray] = field(default_factory=list)
     log: "Log | None" = None
     display: "Display | None" = None
-    stop: list[int] = field(default_factory=list)       # the signal that asked the run to end
+    stop: list[int] = field(default_factory=list)  # the signal that asked the run to end
 
     @property
     def autocast(self):
@@ -368,8 +373,8 @@ def check_stages() -> None:
 
 
 def open_run() -> Run:
-    """Everything from the command line to the first step: device, processes, book, network, optimizers, and what
-    an earlier run left to go on with."""
+    """Everything from the command line to the first step: device, processes, book, network,
+    optimizers, and what an earlier run left to go on with."""
     knobs, saved = settle_knobs()
     check_stages()
     where, kind = open_device()
@@ -385,7 +390,7 @@ def open_run() -> Run:
     if saved and ema:
         average = {name: p.to(where) for name, p in saved["model"].items()}
     scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
-    scaler.scale(torch.zeros((), device=where))         # a process may have no row of the first batch
+    scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
     run = Run(knobs, book, tokenizer, streams, where, kind, net, torch.compile(net) if compile else net,
               make_optimizers(net), scaler, average, batch_size)
     fit_to_memory(run)
@@ -397,7 +402,8 @@ def open_run() -> Run:
 
 
 def open_device() -> tuple[torch.device, torch.dtype]:
-    """Where this process computes and in what; several processes, started by torchrun, find each other here."""
+    """Where this process computes and in what; several processes, started by torchrun, find each
+    other here."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     try:
         where = pick_device(device, local)
@@ -432,7 +438,8 @@ def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None
 
 
 def fit_to_memory(run: Run) -> None:
-    """Settle run.micro and whether activations are recomputed: as the knobs say, or as the device allows."""
+    """Settle run.micro and whether activations are recomputed: as the knobs say, or as the device
+    allows."""
     capacity = math.inf
     if run.where.type == "cuda":
         capacity = torch.cuda.get_device_properties(run.where).total_memory / 1e9 * 0.9
@@ -450,7 +457,8 @@ def fit_to_memory(run: Run) -> None:
             run.micro //= 2
         rows = [torch.zeros(block_size, dtype=torch.long)] * run.micro
         everything = draw_masks(torch.stack(rows), run.net.config, (0.9, 1.0))
-        accumulate_gradients(run, rows, everything, len(rows) * block_size)       # halves itself until it fits
+        # halves itself until it fits
+        accumulate_gradients(run, rows, everything, len(rows) * block_size)
         run.micro = int(agree(run.micro, dist.ReduceOp.MIN, run.where))
         run.say(f"batch_size='auto': micro-batches of {run.micro}")
 
@@ -463,10 +471,11 @@ def restore(run: Run, saved: dict) -> None:
     run.scaler.load_state_dict(saved["scaler"])
     if p.stage == len(stages) and p.results[-1]["steps"] < run.plan[-1].steps:
         done = p.results.pop()
-        p.stage, p.stage_step, p.tokens, p.seconds = p.stage - 1, done["steps"], done["tokens"], done["seconds"]
+        p.stage, p.stage_step = p.stage - 1, done["steps"]
+        p.tokens, p.seconds = done["tokens"], done["seconds"]
 
 
-# ---- the step ----------------------------------------------------------------------------------
+# ---- the step ------------------------------------------------------------------------------------
 
 def step(run: Run) -> dict:
     """One step of the stage at hand; what is worth logging of it."""
@@ -511,13 +520,15 @@ def next_rows(run: Run) -> list[Tensor]:
 
 
 def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int) -> Tensor:
-    """Forward and backward of this process's rows, every WORLD-th: the loss in nats per token, of `total` in the
-    batch. Where memory runs out, micro-batches are halved and the batch is begun again."""
+    """Forward and backward of this process's rows, every WORLD-th: the loss in nats per token, of
+    `total` in the batch. Where memory runs out, micro-batches are halved and the batch is begun
+    again."""
     masks, rows = Masks(*(x[RANK::WORLD] for x in masks)), rows[RANK::WORLD]
     while True:
         for o in run.optimizers:
             o.zero_grad(set_to_none=True)
-        torch.manual_seed(draw_seed(seed, 2, run.progress.step, RANK))               # dropout
+        # dropout
+        torch.manual_seed(draw_seed(seed, 2, run.progress.step, RANK))
         loss = torch.zeros((), device=run.where)
         try:
             for tokens, part in micro_batches(run, rows, masks):
@@ -526,21 +537,22 @@ def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int)
                 run.scaler.scale(nats).backward()
                 loss += nats.detach()
             return loss
-        except RuntimeError as error:                    # a GPU's OutOfMemoryError is one, a CPU's has no name
+        except RuntimeError as error:  # a GPU's OutOfMemoryError is one, a CPU's has no name
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
         if run.micro == 1:
             fail(f"out of memory with one example of {max(map(len, rows))} tokens: "
                  "try config/memory_efficient.py, a smaller block_size or a smaller model")
         run.micro //= 2
-        run.say(f"out of memory: micro-batches of {run.micro} from here on, accumulated to the same effective batch")
-        if run.where.type == "cuda":                     # only here does no traceback hold the activations any more
+        run.say(f"out of memory: micro-batches of {run.micro} from here on, "
+                "accumulated to the same effective batch")
+        if run.where.type == "cuda":  # only here does no traceback hold the activations any more
             torch.cuda.empty_cache()
 
 
 def micro_batches(run: Run, rows: list[Tensor], masks: Masks) -> Iterator[tuple[Tensor, Masks]]:
-    """Cut a batch into micro-batches of at most run.micro * block_size tokens, each padded to its own longest row,
-    with its part of the masks."""
+    """Cut a batch into micro-batches of at most run.micro * block_size tokens, each padded to its
+    own longest row, with its part of the masks."""
     size = max(1, run.micro * block_size // max(map(len, rows), default=1))
     for i in range(0, len(rows), size):
         tokens = pad(rows[i:i + size], run.net.config.pad_id)
@@ -553,7 +565,7 @@ def agree(value: float, how, where: torch.device) -> float:
     """One number from every process's, the same for all: their sum, their smallest, ..."""
     if WORLD == 1:
         return value
-    shared = torch.tensor(float(value), dtype=torch.float32 if where.type == "mps" else torch.float64, device=where)
+    shared = torch.tensor(float(value), device=where)
     dist.all_reduce(shared, how)
     return shared.item()
 
@@ -590,7 +602,8 @@ def set_learning_rate(run: Run) -> float:
 
 
 def update_if_finite(run: Run, loss: float, norm: float, rate: float) -> bool:
-    """Step the optimizers, unless loss or gradient is not finite; too many such steps in a row end the run."""
+    """Step the optimizers, unless loss or gradient is not finite; too many such steps in a row end
+    the run."""
     p, scaler = run.progress, run.scaler
     finite = math.isfinite(loss) and math.isfinite(norm)
     # in float16 a gradient too large for the loss scale is no fault: the scale is halved
@@ -604,12 +617,13 @@ def update_if_finite(run: Run, loss: float, norm: float, rate: float) -> bool:
     if p.bad_steps:
         run.say(f"step {p.step + 1}: loss {loss}, gradient norm {norm}: step skipped")
     if p.bad_steps == MAX_BAD_STEPS:
-        fail(f"stopped: {MAX_BAD_STEPS} steps in a row without a finite loss (last: loss {loss}, gradient norm {norm}, "
-             f"learning rate {rate:.2g}); the checkpoints in {out_dir} are from before; try a lower learning_rate")
+        fail(f"stopped: {MAX_BAD_STEPS} steps in a row without a finite loss (last: loss {loss}, gradient "
+             f"norm {norm}, learning rate {rate:.2g}); the checkpoints in {out_dir} are from before; "
+             "try a lower learning_rate")
     return finite
 
 
-# ---- the loop ----------------------------------------------------------------------------------
+# ---- the loop ------------------------------------------------------------------------------------
 
 def train(run: Run) -> None:
     """Every stage, step after step, from wherever run.progress stands."""
@@ -642,18 +656,22 @@ def begin_stage(run: Run) -> None:
     p.stage_best, p.since_stage_best, p.tokens, p.seconds, p.before = math.inf, 0, 0, 0.0, p.bound
     if not carry_over and p.stage > 0:
         run.optimizers = make_optimizers(run.net)
-    tokens = pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id)         # what its masks will be like
+    # what its masks will be like
+    tokens = pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id)
     seen = draw_masks(tokens, config, stage["mask_rate"], generator=torch.Generator().manual_seed(seed))
     rates = seen.masked.sum(1) / (tokens < config.n_text).sum(1)
     examples, steps = len(stream.offsets) - 1, run.plan[p.stage].steps
-    run.write_log({"step": p.step, "epoch": 0.0, "stage": p.stage + 1, "event": "stage", "name": stage["name"],
-                   "examples": examples, "steps": steps, "mask_rate_low": float(rates.min()),
-                   "mask_rate_high": float(rates.max()), "val_before": number(p.before)})
-    run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, {steps:,} steps")
+    run.write_log({"step": p.step, "epoch": 0.0, "stage": p.stage + 1, "event": "stage",
+                   "name": stage["name"], "examples": examples, "steps": steps,
+                   "mask_rate_low": float(rates.min()), "mask_rate_high": float(rates.max()),
+                   "val_before": number(p.before)})
+    run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, "
+            f"{steps:,} steps")
 
 
 def evaluate(run: Run, final: bool) -> None:
-    """The full-range bound of the validation text in bits per byte, into the log; the best checkpoints; a sample."""
+    """The full-range bound of the validation text in bits per byte, into the log; the best
+    checkpoints; a sample."""
     p, stage, tokenizer = run.progress, stages[run.progress.stage], run.tokenizer
     if RANK == 0:
         judged = run.net
@@ -663,11 +681,13 @@ def evaluate(run: Run, final: bool) -> None:
         stream = run.streams["val"]
         rows = stream.rows(stream.pieces(block_size))
         text = stream.tokens[stream.tokens < run.net.config.n_text]
+        points = math.ceil(eval_masks / len(rows)) * (4 if final else 1)
         with run.autocast:
-            bound = held_out_bound(judged, rows, math.ceil(eval_masks / len(rows)) * (4 if final else 1), seed=0)
+            bound = held_out_bound(judged, rows, points, seed=0)
         nats = float(bound.per_sequence.sum())
         p.bound = nats / math.log(2) / sum(len(tokenizer["tokens"][t].encode("latin-1")) for t in text)
-        run.write_log({"step": p.step, "epoch": run.epochs_done, "stage": p.stage + 1, "val_bits_per_byte": number(p.bound),
+        run.write_log({"step": p.step, "epoch": run.epochs_done, "stage": p.stage + 1,
+                       "val_bits_per_byte": number(p.bound),
                        "val_perplexity": math.exp(min(700, nats / len(text)))})
         if sample_tokens:
             write_sample(run, judged, stage["name"])
@@ -718,7 +738,7 @@ def end_stage(run: Run, ended: str) -> None:
     save_latest(run)
 
 
-# ---- what a run leaves behind ------------------------------------------------------------------
+# ---- what a run leaves behind --------------------------------------------------------------------
 
 def number(value: float) -> float | None:
     """JSON has neither NaN nor infinity."""
@@ -757,8 +777,8 @@ def save(path: str, content: dict) -> None:
 
 
 def start_folder(run: Run) -> None:
-    """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, ... Keep the run's configuration and the
-    source it ran; of a resumed run's records, drop what it will write again."""
+    """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, ... Keep the run's
+    configuration and the source it ran; of a resumed run's records, drop what it will write again."""
     if os.path.exists(f"{out_dir}/latest.pt") and not resume:
         count = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}"))
         os.makedirs(f"{out_dir}/previous{count}")
@@ -798,7 +818,8 @@ class Log:
                 from torch.utils.tensorboard import SummaryWriter
                 purge = run.progress.step + 1 if resume else None
                 self.board = SummaryWriter(f"{out_dir}/tensorboard", purge_step=purge)
-            except Exception as error:      # whatever is wrong with its many parts, training does without it
+            # whatever is wrong with its many parts, training does without it
+            except Exception as error:
                 run.say(f"no TensorBoard, log.jsonl alone is written ({type(error).__name__}: {error})")
         if wandb_project:
             try:
@@ -833,8 +854,9 @@ class Display:
         from rich.table import Column
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
-        self.bar = Progress(BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True), text,
-                            expand=True, console=self.console, disable=not self.console.is_terminal)
+        left = TimeRemainingColumn(elapsed_when_finished=True)
+        self.bar = Progress(BarColumn(16), MofNCompleteColumn(), left, text, expand=True,
+                            console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=total, completed=done)
         self.bar.start()
         self.printed = time.time()
@@ -855,7 +877,7 @@ class Display:
         self.console.print(text, markup=False)
 
 
-# ---- the plan ----------------------------------------------------------------------------------
+# ---- the plan ------------------------------------------------------------------------------------
 
 def plan_stages(streams: dict[str, Stream], effective: int) -> list[StagePlan]:
     """Steps and tokens of each stage at `effective` rows a step."""
@@ -885,8 +907,8 @@ def measured_seconds(run: Run) -> list[float]:
 
 
 def literature_fit(unique_tokens: int) -> tuple[float, float]:
-    """(parameters, epochs) that the fit of arXiv 2510.03280 chooses, as the power laws through its values at 100K and
-    500K tokens."""
+    """(parameters, epochs) that the fit of arXiv 2510.03280 chooses, as the power laws through its
+    values at 100K and 500K tokens."""
     x = math.log(unique_tokens / 1e5) / math.log(5)
     return 7e6 * 2 ** x, 100 * 1.35 ** x
 
@@ -903,11 +925,12 @@ def print_plan(run: Run) -> None:
     """The dry run: what would be trained, on what, for how long, and what the literature says of it."""
     from rich.console import Console
     from rich.table import Table
-    console, config, sizes = Console(soft_wrap=True, highlight=False), run.net.config, count_parameters(run.net.config)
+    console, config = Console(soft_wrap=True, highlight=False), run.net.config
+    sizes = count_parameters(config)
     memory = run.memory(run.micro)
     console.print("Parameters: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
-    console.print(f"Memory (estimate): {memory['training_gb']:.2f} GB to train in micro-batches of {run.micro}, "
-                  f"{memory['inference_gb']:.2f} GB to sample; "
+    console.print(f"Memory (estimate): {memory['training_gb']:.2f} GB to train in micro-batches of "
+                  f"{run.micro}, {memory['inference_gb']:.2f} GB to sample; "
                   f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
     table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (from measured steps)",
                   title=f"{sum(part.steps for part in run.plan):,} steps")
@@ -926,20 +949,21 @@ def print_plan(run: Run) -> None:
     size, best_epochs = literature_fit(unique)
     time_needed = sum(each * part.steps for each, part in zip(seconds, run.plan))
     console.print(
-        f"All of it: {flops:.2e} FLOPs, {duration(time_needed)} and the evaluations, {epochs:.0f} passes' worth of the "
-        f"book's {unique:,} training tokens.\n"
-        f"Extrapolation (arXiv 2507.15857, fitted on 25M-100M tokens): diffusion overtakes autoregression above "
-        f"C_crit = {critical:.2e} FLOPs, this run is {flops / critical:.1f} times that.\n"
-        f"Extrapolation (same, Table 1): repeated data keeps its worth up to R* = {31.19 if causal else 493.89} epochs "
-        f"for this objective; this run has {epochs:.0f}.\n"
+        f"All of it: {flops:.2e} FLOPs, {duration(time_needed)} and the evaluations, {epochs:.0f} passes' "
+        f"worth of the book's {unique:,} training tokens.\n"
+        "Extrapolation (arXiv 2507.15857, fitted on 25M-100M tokens): diffusion overtakes autoregression "
+        f"above C_crit = {critical:.2e} FLOPs, this run is {flops / critical:.1f} times that.\n"
+        "Extrapolation (same, Table 1): repeated data keeps its worth up to R* = "
+        f"{31.19 if causal else 493.89} epochs for this objective; this run has {epochs:.0f}.\n"
         f"Extrapolation (arXiv 2510.03280): for this many tokens about {size / 1e6:.0f}M parameters and "
         f"{best_epochs:.0f} epochs; this run has {sizes['total'] / 1e6:.1f}M and {epochs:.0f}.")
 
 
-# ---- from start to end -------------------------------------------------------------------------
+# ---- from start to end ---------------------------------------------------------------------------
 
 def start(run: Run) -> None:
-    """The folder, the log, the display; Ctrl-C and SIGTERM end the run after the step at hand, a second one at once."""
+    """The folder, the log, the display; Ctrl-C and SIGTERM end the run after the step at hand, a
+    second one at once."""
     if RANK == 0:
         start_folder(run)
         run.log = Log(run)
@@ -953,8 +977,8 @@ def start(run: Run) -> None:
     p, total = run.progress, sum(part.steps for part in run.plan)
     many = f", {WORLD} processes" if WORLD > 1 else ""
     run.say(f"{f'resuming at step {p.step:,}' if resume else 'training'}: "
-            f"{count_parameters(run.net.config)['total']:,} parameters, {run.book}, {total:,} steps of {run.effective} "
-            f"rows in micro-batches of {run.micro}, {run.where}, {str(run.kind)[6:]}{many}")
+            f"{count_parameters(run.net.config)['total']:,} parameters, {run.book}, {total:,} steps of "
+            f"{run.effective} rows in micro-batches of {run.micro}, {run.where}, {str(run.kind)[6:]}{many}")
     run.display = Display(total, p.step) if RANK == 0 else None
     run.net.train()
 
@@ -975,8 +999,8 @@ def main():
         return print_plan(run) if RANK == 0 else measured_seconds(run)
     start(run)
     train(run)
-    close_run(run, f"done in {time.time() - began:,.0f} s: best validation bound {run.progress.best:.4f} bits per byte, "
-                   f"in {out_dir}/best.pt; python sample.py writes with it")
+    close_run(run, f"done in {time.time() - began:,.0f} s: best validation bound {run.progress.best:.4f} "
+                   f"bits per byte, in {out_dir}/best.pt; python sample.py writes with it")
 
 
 if __name__ == "__main__":
