@@ -23,14 +23,11 @@ import time
 import unicodedata
 import warnings
 import zipfile
-import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from itertools import groupby, pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from xml.etree import ElementTree
 
 import numpy as np
 
@@ -49,6 +46,8 @@ target_coverage = 1.0           # gpt2: share of the training text's tokens that
 min_count = 1                   # gpt2: tokens that occur less often in the training text fall back as well
 n_embd = 768                    # width of the model, for the report of what the vocabulary saves
 reference = ""                  # a text against whose paragraphs lexical rarity is measured, instead of the book's own
+encoding = ""                   # of the file, as in windows-1251; empty: as the file says, or else recognised
+title = ""                      # of the book; empty: what the file says
 argument_structure = False      # label Toulmin's roles by discourse markers (English), and pair evidence with claim in stage II
 # the weights of the percentile ranks that make up a sentence's difficulty; below zero, a high score makes it easier
 difficulty_weights = {"lexical_rarity": 1.0, "syntactic_complexity": 2.0, "thematic_centrality": -0.25, "yules_k": -0.25}
@@ -242,8 +241,24 @@ def book_vocabulary(texts, size):
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
-def read_book(path):
-    """Path of a .txt, .epub or .html file -> (text, the name of its encoding); ends in fail() when there is none to read."""
+@dataclass
+class Found:
+    """What reading and cleaning learn beside the text."""
+    title: str = ""
+    warnings: list = field(default_factory=list)
+    removed: Counter = field(default_factory=Counter)           # characters left out, by kind
+
+
+# Noncharacters, which no text holds, carry what markup says from reading to cleaning.
+MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"       # the text had markup; this block is a heading; it keeps its spaces
+FOREIGN = {b"%PDF-": "PDF", b"{\\rtf": "RTF", b"\xd0\xcf\x11\xe0\xa1": "DOC", b"BOOKM": "MOBI", b"AT&TF": "DjVu"}
+TAGGED = re.compile(r"\s*(<!--.*?-->\s*|<[?!][^>]*>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|div|section|article|"
+                    r"span|a|b|i|em|center|font|blockquote|table|ul|ol|pre|br|hr|img|FictionBook)\b[^>]*>", re.I | re.S)
+
+
+def read_book(path, found=None):
+    """Path of a .txt, .html, .epub or .fb2 file -> (its text, the name of its encoding); ends in fail() when there is none."""
+    found = found or Found()
     try:
         if not Path(path).exists():
             fail(f"{path} does not exist: name the book, as in python prepare.py book.txt")
@@ -251,112 +266,201 @@ def read_book(path):
             fail(f"{path} is not a file: name the book itself")
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            fail(f"{path} is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
+        if raw.startswith(b"PK\x03\x04"):
+            text, name = read_epub(raw, found), "epub"
+        else:
+            text, name = decode(raw, found)
+            tags = len(re.findall("</?p>|<br", text, re.I))         # some HTML begins with lines of plain text
+            if TAGGED.match(text) or tags > 20 and tags > len(text) / 1000:
+                text = markup_text(text, found)
     except OSError as error:
         fail(f"{path} cannot be read: {error.strerror}")
-    if len(raw) > MAX_BYTES:
-        fail(f"{path} is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
-    if raw.startswith(b"PK\x03\x04"):
-        text, encoding = read_epub(raw, path), "epub"
-    else:
-        text, encoding = decode(raw, path)
-        if re.match(r"\s*(<\?xml[^>]*>\s*)?<(!doctype )?html", text, re.I):
-            text = html_text(text)
+    except ValueError as error:
+        fail(f"{path} {error}")
     if not re.search(r"\w", text):
         fail(f"{path} has no words in it")
-    return text, encoding
+    return text, name
 
 
-def decode(raw, path):
-    """bytes -> (text, name of the encoding): by byte order mark, else UTF-8, else the lines that are not in Windows-1252."""
-    for mark, name in ((codecs.BOM_UTF8, "UTF-8"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")):
-        if raw.startswith(mark):
-            try:
-                return raw.decode("utf-8-sig" if name == "UTF-8" else name), name
-            except UnicodeDecodeError as error:
-                if name == "UTF-16":
-                    fail(f"{path} begins as UTF-16 but is damaged at byte {error.start}: save it as UTF-8")
-    if raw.startswith(b"%PDF"):
-        fail(f"{path} is a PDF: convert it to .txt or .epub first")
-    for name, half, other in (("UTF-16-LE", raw[1::2], raw[::2]), ("UTF-16-BE", raw[::2], raw[1::2])):     # without a byte order mark
-        if half.count(0) > 0.7 * len(half) and not other.count(0):
-            with contextlib.suppress(UnicodeDecodeError):
-                return raw.decode(name), name
-    if b"\0" in raw or sum(raw.count(c) for c in range(32) if c not in b"\t\n\v\f\r\x1a\x1b") > len(raw) / 100:
-        fail(f"{path} is not text: the book must be .txt or .epub")
-    try:
+def decode(raw, found):
+    """bytes -> (text, name of its encoding): --encoding, or what chardet makes of marks, declarations and the language; where some
+    lines are UTF-8 and others not, each its own. Raises ValueError, to be read after the file's name, for what is no text."""
+    import chardet
+    if kind := FOREIGN.get(raw[:5]) or FOREIGN.get(raw[60:65]):
+        raise ValueError(f"is {kind}: convert it to .txt, .html or .epub first")
+    lines = [raw] if b"\0" in raw or raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else raw.split(b"\n")
+    lines = [(line, line.isascii(), line.decode("utf-8", "ignore").encode() == line) for line in lines]
+    strange = [line for line, _, unicode in lines if not unicode]
+    head = raw[:2000].rpartition(b"\n")[0]
+    guesses = chardet.detect_all(head + b"\n".join(strange), prefer_superset=True, max_bytes=10**6)
+    name = encoding or guesses[0]["encoding"]
+    if not name:
+        raise ValueError("is not text: the book must be .txt, .html, .epub or .fb2")
+    if not encoding and not strange and not re.match("ISO-2022|HZ|UTF-7", name):        # which are ASCII to the eye
         return raw.decode("utf-8-sig"), "UTF-8"
-    except UnicodeDecodeError:
-        lines, legacy, unicode = [], 0, 0
-        for line in raw.split(b"\n"):
-            try:
-                lines.append(line.decode("utf-8"))
-                unicode += not line.isascii()
-            except UnicodeDecodeError:
-                lines.append(line.decode("cp1252" if not re.search(rb"[\x81\x8d\x8f\x90\x9d]", line) else "latin-1"))
-                legacy += 1
-        western = "Windows-1252" if re.search(rb"[\x80-\x9f]", raw) else "Latin-1"
-        return "\n".join(lines), f"UTF-8, but {legacy} lines in Windows-1252" if unicode else western
+    try:
+        mixed = not encoding and sum(unicode and not plain for _, plain, unicode in lines) > len(strange) / 10
+        text = "\n".join(line.decode("utf-8" if unicode else name) for line, _, unicode in lines) if mixed else raw.decode(name)
+        for other in guesses[1:] if not encoding and guesses[0]["confidence"] < 0.9 else ():
+            if raw.decode(other["encoding"], "replace") != text:
+                found.warnings.append(f"The file does not say its encoding and was read as {name}; {other['encoding']} is the next "
+                                      "likely. Look for wrong characters in text.txt; --encoding=NAME decides.")
+                break
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is damaged at byte {error.start}, if it is {name}: save it as UTF-8 or name its --encoding") from None
+    except LookupError as error:
+        raise ValueError(f"cannot be read: {error}") from None
+    return text, f"UTF-8, but {len(strange)} lines in {name}" if mixed else name.upper() if name.startswith("utf") else name
 
 
-def read_epub(raw, path):
-    """The text of an epub, chapters in the reading order of its spine. Nothing is unpacked to disk."""
-    unpacked = 0
+def read_epub(raw, found):
+    """The text of an epub, its documents in the order of its spine; what cannot be read is left out, with a warning. Nothing is
+    unpacked to disk. Raises ValueError, as decode() does."""
+    from lxml import etree
+    unpacked, texts, missing = 0, [], []
 
-    def member(name):
+    def member(href, folder=""):
         nonlocal unpacked
-        name = posixpath.normpath(unquote(name))
-        if name.startswith(("/", "..")):
-            fail(f"{path} is not a sound epub: it points outside its archive, to {name}")
-        with archive.open(name) as file:
+        places = [posixpath.normpath(posixpath.join(folder, name)).casefold() for name in (href, unquote(href))]
+        if places[-1].startswith(("/", "..")):
+            raise OverflowError(f"is not a sound epub: it points outside its archive, to {href}")
+        with archive.open(next(names[place] for place in places if place in names)) as file:
             content = file.read(MAX_BYTES - unpacked + 1)
         unpacked += len(content)
         if unpacked > MAX_BYTES:
-            fail(f"{path} unpacks to more than {MAX_BYTES >> 20} MB: it is too large, or a zip bomb")
+            raise OverflowError(f"unpacks to more than {MAX_BYTES >> 20} MB: it is too large, or a zip bomb")
         return content
+
+    def tree(name):
+        return etree.fromstring(member(name), etree.XMLParser(recover=True, resolve_entities=False))
 
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            package = ElementTree.fromstring(member("META-INF/container.xml")).find(".//{*}rootfile").get("full-path")
-            root = ElementTree.fromstring(member(package))
-            items = {item.get("id"): item for item in root.iterfind("{*}manifest/{*}item")}
-            spine = [items[entry.get("idref")] for entry in root.iterfind("{*}spine/{*}itemref") if entry.get("linear") != "no"]
-            chapters = [posixpath.join(posixpath.dirname(package), item.get("href")) for item in spine
-                        if "nav" not in (item.get("properties") or "").split()]
-            return "\n\n\n\n".join(html_text(decode(member(chapter), f"{path}, {chapter},")[0]) for chapter in chapters)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, AttributeError, TypeError, ValueError, LookupError,
-            ElementTree.ParseError, RuntimeError, NotImplementedError, OSError) as error:    # whatever a damaged archive raises
-        fail(f"{path} is not a readable epub ({error}): it may be damaged, encrypted or another kind of archive")
+            names = {posixpath.normpath(name.replace("\\", "/")).casefold(): name for name in archive.namelist()}
+            package = tree("META-INF/container.xml").find(".//{*}rootfile").get("full-path")
+            root, folder = tree(package), posixpath.dirname(package)
+            found.title = " ".join(root.findtext(".//{http://purl.org/dc/elements/1.1/}title", "").split())
+            items = {item.get("id"): item for item in root.iterfind(".//{*}item")}
+            guide = {entry.get("href", ""): entry.get("type", "") for entry in root.iterfind(".//{*}reference")}
+            for entry in root.iterfind(".//{*}itemref"):
+                item = items.get(entry.get("idref"), {})
+                href = item.get("href", entry.get("idref")).replace("\\", "/").partition("#")[0]
+                label = f"{posixpath.splitext(posixpath.basename(href))[0]} {guide.get(href)} {item.get('properties')}"
+                try:
+                    if entry.get("linear") != "no":
+                        texts.append(markup_text(decode(member(href, folder), found)[0], found, label).removeprefix(MARKED))
+                except OverflowError:
+                    raise
+                except Exception:
+                    missing.append(href)
+        if not texts:
+            raise ValueError("none of its parts can be read")
+    except OverflowError as error:
+        raise ValueError(error) from None
+    except Exception as error:                  # whatever a damaged archive raises
+        raise ValueError(f"is not a readable epub ({error}): it may be damaged, encrypted or another kind of archive") from None
+    if missing:
+        found.warnings.append(f"{len(missing)} of the epub's parts cannot be read and are left out: {', '.join(missing[:5])}.")
+    return MARKED + "\n\n".join(texts)
 
 
-BLOCKS = set("address article aside blockquote body dd div dl dt figure footer header hr li main ol p pre section table tr ul".split())
-HIDDEN = {"head", "script", "style", "nav", "svg"}
+BLOCKS = set("address article aside blockquote body caption center dd div dl dt figcaption figure footer form header hr li main ol p "
+             "pre section table ul epigraph cite poem stanza text-author".split())
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6", "subtitle")
+EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"} | dict.fromkeys((*BLOCKS, *HEADINGS, "empty-line"), "\n\n")
+HIDDEN = "head script style nav svg template iframe object select button binary description noscript".split()
+NOT_THE_AUTHORS = {kind: (re.compile(rf"(doc-|pg-?)?({words})[-_.]?\d*", re.I), most) for kind, words, most in (
+    # kind, words of class, id, epub:type or role that mark it, characters that it has at most
+    ("marks", r"page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|fn-?ref|footnote-?ref|back-?(link|ref)", 25),
+    ("notes", r"(foot|end|rear|side)-?notes?|marginalia|trans-?note|tnotes?|transcribers?-?notes?", 100_000),
+    ("contents", r"toc|landmarks|lo[it]|page-list", 30_000),
+    ("licence", r"(?<=pg)-?(header|footer)|(?<=pg-)(header|footer)|boilerplate|machine-header|imprint|colophon|(un)?copyright(-page)?", 25_000))}
+NOTE_MARK = r"[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|\W?[↩↑⤴⇑^]\W?"
 
 
-class HtmlText(HTMLParser):
-    """Collects in `parts` the plain text of HTML, with a blank line between blocks and more of them before a heading."""
+def _not_the_authors(node):
+    """The kind of what an editor or a publisher put into the markup, or ""."""
+    label = " ".join(node.get(name) or "" for name in ("class", "id", "epub:type", "role", "name", "type"))
+    if not label.strip() and node.tag not in ("a", "sup", "rt", "rp", "ul", "ol", "table", "p", "li"):
+        return ""
+    text = "".join(node.itertext()).strip()
+    if node.tag in ("rt", "rp"):
+        return "marks"
+    if node.tag in ("a", "sup") and re.fullmatch(NOTE_MARK, text, re.I):
+        last = node.getprevious()
+        before = (node.getparent().text if last is None else last.tail) or ""
+        after_word = re.search(r"([^\W\d_]{2}|[.,;:!?…)\]\"'’”»])\s*$", before)
+        if "#" in node.get("href", "") or node.tag == "sup" and (after_word or node.find(".//a") is not None):
+            return "marks"
+    links = [a for a in node.iterfind(".//a") if not a.get("href", "http").startswith("http")]
+    linked = sum(len("".join(a.itertext()).strip()) for a in links) / max(1, len(text))
+    if node.tag in ("p", "li") and linked > 0.9 or node.tag in ("ul", "ol", "table") and len(links) > 2 and linked > 0.5:
+        return "contents" if len(text) <= NOT_THE_AUTHORS["contents"][1] else ""
+    return "" if re.fullmatch("h[1-6]|html", node.tag) else _labelled(label, len(text))
 
-    def __init__(self):
-        super().__init__()
-        self.parts, self.hidden = [], 0
 
-    def handle_starttag(self, tag, attributes):
-        self.hidden += tag in HIDDEN
-        self.parts.append("\n" if tag == "br" else "\n\n\n\n" if re.fullmatch("h[1-6]", tag) else "\n\n" if tag in BLOCKS else "")
-
-    def handle_endtag(self, tag):
-        self.hidden -= tag in HIDDEN
-        self.parts.append("\n\n" if tag in BLOCKS or re.fullmatch("h[1-6]", tag) else "")
-
-    def handle_data(self, data):
-        if self.hidden <= 0:
-            self.parts.append(re.sub(r"\s+", " ", data))
+def _labelled(label, size):
+    """The kind in NOT_THE_AUTHORS of which a word of the label is, and which `size` characters may be, or ""."""
+    return next((kind for kind, (words, most) in NOT_THE_AUTHORS.items() if size <= most
+                 and any(words.fullmatch(word) for word in label.split())), "")
 
 
-def html_text(markup):
-    reader = HtmlText()
-    reader.feed(markup)
-    reader.close()
-    return "".join(reader.parts)
+def markup_text(markup, found, label=""):
+    """HTML, XHTML or FictionBook as str -> MARKED and its text: a blank line between blocks, HEAD before a heading, KEPT before
+    what is preformatted. A document whose label (an epub's name for it) says that it is a licence or the like is left out."""
+    from lxml import etree, html
+    fiction = "<FictionBook" in markup[:5000]
+    options = {"remove_comments": True, "remove_pis": True, "huge_tree": True, "encoding": "utf-8"}
+    if not fiction:                             # XHTML's <a/> is an opening tag to HTML
+        markup = re.sub(r"<(?!(?:br|hr|img|col|link|meta|input|wbr)\b)([a-z]\w*)\b([^<>]*)/>", r"<\1\2></\1>", markup, flags=re.I)
+    markup = re.sub(r"^\s*<\?xml[^>]*>", "", markup).replace("\0", "").encode("utf-8", "replace")
+    root = etree.fromstring(markup, etree.XMLParser(recover=True, resolve_entities=False, no_network=True, **options) if fiction
+                            else html.HTMLParser(**options))
+    if root is None:
+        return MARKED
+    for node in root.iter():
+        node.tag = etree.QName(node).localname.lower()
+    title = root.find(".//book-title" if fiction else ".//title")
+    if title is not None and not found.title:
+        found.title = " ".join("".join(title.itertext()).split())
+    for node in root.iter():
+        if fiction and node.tag == "title":
+            node.tag = "h1"
+        if kind := _not_the_authors(node):
+            node.tag = "unwanted"
+            if not any(above.tag == "unwanted" for above in node.iterancestors()):
+                found.removed[kind] += sum(map(len, node.itertext()))
+        elif node.tag == "img" and len(node.get("alt", "").strip()) == 1:       # a picture of a paragraph's first letter
+            node.text = node.get("alt").strip()
+    etree.strip_elements(root, "unwanted", *HIDDEN, with_tail=False)
+    text = _laid_out(root)
+    if kind := _labelled(re.sub(r"[\W_]+", " ", label), len(text)):
+        found.removed[kind] += len(text)
+        return MARKED
+    return text
+
+
+def _laid_out(root):
+    """The text of a parsed document, see markup_text."""
+    preformatted = list(root.iter("pre"))
+    if sum(len("".join(node.itertext())) for node in preformatted) > len("".join(root.itertext())) / 2:
+        return "".join(root.itertext())         # plain text in an HTML file
+    as_it_is = {node for pre in preformatted for node in pre.iterdescendants()}
+    for node in root.iter():
+        edge = EDGES.get(node.tag, "")
+        text, tail = (string or "" if kept else re.sub(r"\s+", " ", string or "") for string, kept in (
+            (node.text, node.tag == "pre" or node in as_it_is), (node.tail, node in as_it_is)))
+        node.text, node.tail = edge * (node.tag != "br") + text, edge * (edge != "\t") + tail
+    for node in list(root.iter("pre", *HEADINGS)):
+        text = "".join(node.itertext())
+        del node[:]
+        if node.tag == "pre":
+            node.text = f"\n\n{KEPT}" + re.sub(r"\n\s*\n", f"\n\n{KEPT}", text.strip("\n")) + "\n\n"
+        elif text.strip():
+            node.text = f"\n\n{HEAD}" + re.sub(r"\s*\n\s*", "\n", text.strip()) + "\n\n"
+    return MARKED + "".join(root.itertext())
 
 
 def download(url, phases):
@@ -401,50 +505,145 @@ HEADING = re.compile(                                   # what chapters are call
 CONTENTS = re.compile(r"(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|table des mati[èe]res|[íi]ndice|sommaire|inhoud|"
                       r"содержание|оглавление|目录|目錄|目次", re.I)
 LIST_ITEM = re.compile(r"\s*([-*•–—]|\(?(\d{1,3}|[a-z]|[ivx]+)[.)])\s", re.I)
-SENTENCE_END = re.compile(r"[.!?…。！？؟۔।:]['\"’”»)\]」』—–-]*$")
-UNAMBIGUOUS_END = re.compile(r"[。！？｡؟۔।॥።]+[\"”’»)」』）]*\s*")     # full stops that mean nothing else in their script
+ONLY_STOPS = "。．｡！？؟۔।॥።။៕"                         # full stops that mean nothing else in their script
+CLOSING = "\"'’”“»«›‹)\\]」』）》】"
+SENTENCE_END = re.compile(rf"[.!?…:{ONLY_STOPS}][{CLOSING}—–-]*$")
+UNAMBIGUOUS_END = re.compile(rf"[{ONLY_STOPS}]+[{CLOSING}]*\s*")
+TITLE = re.compile(r"\b(M|Mr|Mrs|Ms|Messrs|Mme|Mlle|MM|Mgr|Dr|Drs|St|Ste|Capt|Col|Gen|Lieut|Lt|Maj|Sergt|Sgt|Rev|Hon|Prof|Gov|Hr|"
+                   r"Frl?|Sra?|Srta|Sig|Dott)\.\s*$")
+SPEECH = re.compile(r"[\"“„«»‹›‘‚「『《—–-]")              # what a paragraph of dialogue begins with
+EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"     # no space between words
+BEGIN = (r"[^\w\n]*START OF (?:THE|THIS) PROJECT GUTENBERG(?:(?:[^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n"
+         r"|[^\w\n]*END[* ]*THE SMALL PRINT.*(?:\n|$)")
+FINISH = r"[^\w\n]*(?:the )?(?:end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
+LICENCE_END = re.compile(r"newsletter\s+to\s+hear\s+about\s+new\s+eBooks.*")
+CREDITS = re.compile(r"\s*(?:^[^\w\n]*(?:Produced by|E-?text prepared|This e-?(?:text|book) was|Transcribed|Scanned by|Prepared by|"
+                     r"The Project Gutenberg|This header should|Note: (?:Project|Images|There)|HTML version).*(?:\n.+){0,12}\s*){1,6}",
+                     re.I | re.M)
+BRACKETED = re.compile(r"\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|footnote|sidenote|"
+                       r"transcriber\W?s?\W? notes?|fu(?:ß|ss)note|note (?:du|de)|nota d)\b", re.I)
+TRANSCRIBER = re.compile(r"\W*(the )?(transcriber\W?s?\W?|transcription|editorial) notes?\b", re.I)
 
 
-def clean(text):
-    """Raw text -> list of (paragraph, is_heading): Project Gutenberg's wrapping, tables of contents and italics marks removed,
-    hard-wrapped lines reflowed and words hyphenated at their ends joined, verse and lists left in lines."""
+def clean(text, found=None):
+    """Raw text -> list of (paragraph, is_heading): Project Gutenberg's wrapping, tables of contents, notes and marks removed and
+    counted in `found`, hard-wrapped lines reflowed and words hyphenated at their ends joined, verse and lists left in lines."""
+    found = found or Found()
+    marked = text.startswith(MARKED)
     text = re.sub(r"\r\n?|[\f\v\x85\u2028\u2029]", "\n", unicodedata.normalize("NFC", text)).replace("\u00ad\n", "-\n")
-    text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\ufeff]", "", text.expandtabs(4))
-    text = re.sub(r"\[Illustration[^\]]*\]", "", _without_gutenberg(text))
+    text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]", "", text.expandtabs(4)).removeprefix(MARKED)
+    text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
     lengths = np.sort([len(line) for line in lines])
     width = lengths[np.searchsorted(lengths.cumsum(), lengths.sum() / 2)]       # half of the text is in lines at least this long
-    wrapped = width <= 120
-    if not wrapped and lines.count("") < len(lines) / 10:
-        lines = [part for line in lines for part in (line, "")]                 # a line is a paragraph
+    wrapped = width <= 120 and not marked
+    if not marked and lines.count("") < len(lines) / 10 and (not wrapped or _are_paragraphs(lines)):
+        lines, wrapped = [part for line in lines for part in (line, "")], False
     blocks, gap = [], 9                         # each with the number of blank lines before it, which set off a heading
     for line in lines:
-        if not line:
+        if not line.strip():
             gap += 1
         elif gap:
             blocks.append((gap, [line]))
             gap = 0
         else:
             blocks[-1][1].append(line)
+    usual = 99 if marked else Counter(gap for gap, _ in blocks).most_common(1)[0][0] if blocks else 1
     if wrapped:
         blocks = [part for gap, block in blocks for part in _unmarked_paragraphs(gap, block, width)]
-    words = Counter(re.findall(r"\w+(?:-\w+)*", text))
+    words, broken = _hyphenation(text)
     paragraphs, after_heading = [], False
-    for gap, block in _without_contents(blocks):
-        keep_lines = not wrapped or _in_lines(block, width)
-        paragraph = "\n".join(" ".join(line.split()) for line in block) if keep_lines else _reflow(block, words)
-        paragraph = re.sub(r"(?<!\w)_(?=[^\s_])|(?<=[^\s_])_(?!\w)", "", paragraph)
-        after_heading = _is_heading(paragraph, gap, after_heading)
-        paragraphs.append((paragraph, after_heading))
+    believed = sum(block[0].startswith(HEAD) for _, block in blocks) > 2
+    for gap, block in _without_contents(blocks, found):
+        if block[0].startswith(KEPT):
+            paragraph = "\n".join(block)[1:]
+        elif not wrapped or _in_lines(block, width):
+            paragraph = "\n".join(" ".join(line.split()) for line in block)
+        else:
+            paragraph = _reflow(block, words, broken)
+        paragraph = re.sub(r"(?<!\w)_(?=[^\s_])|(?<=[^\s_])_(?!\w)", "", paragraph).strip(HEAD + "\n")
+        after_heading = block[0].startswith(HEAD) or (
+            not re.search(r"\w", paragraph) if believed else _is_heading(paragraph, gap > usual, after_heading))
+        if paragraph:
+            paragraphs.append((paragraph, after_heading))
     return paragraphs
 
 
-def _without_gutenberg(text):
-    start = re.search(r"^\*\*\* ?START OF (THE|THIS) PROJECT GUTENBERG.*\n(\s*(Produced by|E-text prepared by|This etext was).*(\n.+)*)?"
-                      r"|^\*END[* ]*THE SMALL PRINT.*\n", text, re.M | re.I)
-    text = text[start.end():] if start else text
-    end = re.search(r"^(\*\*\* ?END OF (THE|THIS) PROJECT GUTENBERG|(\*\*\* ?)?End of (the )?Project Gutenberg).*", text, re.M | re.I)
-    return text[:end.start()] if end else text
+def _without_gutenberg(text, found):
+    """Without Project Gutenberg's header and licence, of each book in the file, neither larger than such things are."""
+    kept, position, inside = [], 0, True        # inside a book, or in the licence after one
+    for mark in re.finditer(f"^(?:({BEGIN})|{FINISH})", text + "\n", re.M | re.I):
+        before, after = text[position:mark.start()], len(text) - mark.end()
+        opening = re.search(r"START\W*THE SMALL PRINT", before, re.I)
+        closing_small_print = "SMALL PRINT" in mark[0].upper() and (
+            not inside or len(before) > after and not (opening and opening.start() < 6000))
+        if not mark[1] and inside:
+            kept.append(before)
+            position, inside = mark.start(), False
+        elif mark[1] and not closing_small_print:
+            header = before if inside else before[len(_licence(before)):]
+            if title := re.search(r"^Title: *(.+(?:\n +\S.*)*)", header, re.M):
+                found.title = " ".join(title[1].split())
+            found.removed["licence"] += len(before) - len(header)
+            found.removed["header"] += len(mark[0]) + len(header) * (len(header) < 30_000)
+            kept.append(header * (len(header) >= 30_000))
+            position, inside = mark.end(), True
+    rest = text[position:]
+    if not inside:
+        licence = _licence(rest)
+        found.removed["licence"] += len(licence)
+        rest = rest[len(licence):]
+    books = [part for part in (*kept, rest) if part.strip()]
+    for number, part in enumerate(books):
+        if credit := CREDITS.match(part):
+            found.removed["header"] += credit.end()
+            books[number] = part[credit.end():]
+    return "\n\n\n".join(books)
+
+
+def _licence(text):
+    """What belongs to Project Gutenberg at the beginning of `text`, which follows the end of a book."""
+    end = LICENCE_END.search(text, 0, 30_000)
+    return text[:end.end()] if end else text if len(text) < 30_000 else text[:text.find("\n\n")]
+
+
+def _without_notes(text, found):
+    """Without bracketed captions, notes and page numbers. One that is never closed ends at the next blank line."""
+    parts, position = [], 0
+    for opening in BRACKETED.finditer(text):
+        if opening.start() >= position:
+            depth, end = 0, None
+            for bracket in re.finditer(r"[\[\]]", text[opening.start():][:600 if opening[1] else 4000]):
+                depth += 1 if bracket[0] == "[" else -1
+                if not depth:
+                    end = opening.start() + bracket.end()
+                    break
+            if end is None:
+                end = text.find("\n\n", opening.start(), opening.start() + 2000)
+            end = end if end > 0 else opening.end()
+            parts.append(text[position:opening.start()])
+            found.removed["marks" if opening[1] else "notes"] += end - opening.start()
+            position = end
+    text = "".join(parts) + text[position:]
+    notes = {mark for mark in re.findall(r"^ *\[(\w{1,3}|\*+)\] ", text, re.M) if re.search(rf"\S\[{re.escape(mark)}\]", text)}
+
+    def drop(kind, pattern):
+        def count(match):
+            if kind == "marks" or match[1] in notes:
+                found.removed[kind] += len(match[0])
+                return ""
+            return match[0]
+        return re.sub(pattern, count, text, flags=re.M)
+
+    text = drop("marks", r" ?(?:\[(?:Pg|Page|p\.|S\.|Seite) ?\d+\]|\{\d{1,4}\})")
+    text = drop("notes", r"^ *\[(\w{1,3}|\*+)\] .{0,2000}(?:\n.*\S.*){0,40}")
+    return drop("notes", r"(?<=\S)\[(\w{1,3}|\*+)\]")
+
+
+def _are_paragraphs(lines):
+    """Whether each line is a paragraph: nearly all of them end as sentences do."""
+    lines = [line for line in lines if line]
+    return len(lines) > 20 and sum(bool(SENTENCE_END.search(line)) for line in lines) > 0.8 * len(lines)
 
 
 def _unmarked_paragraphs(gap, block, width):
@@ -460,58 +659,96 @@ def _unmarked_paragraphs(gap, block, width):
 
 
 def _in_lines(block, width):
-    """Whether the line breaks are the author's (verse, lists, addresses) and not a hard wrap at about `width`: lines are short
-    or begin with capitals, and break where the next line's first word would have fitted."""
-    if len(block) < 2:
+    """Whether the line breaks are the author's (verse, lists, addresses) and not a hard wrap at about `width`: lines are short,
+    begin with capitals or, in scripts without them, end in stops, and break where the next line's first word would have fitted."""
+    if len(block) < 2 or any(re.search(r"\w-$", line) for line in block):
         return False
     if sum(bool(LIST_ITEM.match(line)) for line in block) > len(block) / 2:
         return True
     longest = max(map(len, block))
     early = np.mean([len(line) + len(after.split()[0]) + 4 < longest for line, after in pairwise(block)])
-    capitals = np.mean([not line.lstrip(" “‘\"'([—").startswith(tuple("abcdefghijklmnopqrstuvwxyz")) for line in block[1:]])
+    first = [re.sub(r"^[\W_]+", "", line)[:1] for line in block[1:]]
+    if sum(letter.lower() == letter.upper() for letter in first) > len(first) / 2:
+        stops = np.mean([bool(re.search(rf"[,;，、；،؛.!?…:{ONLY_STOPS}][{CLOSING}]*$", line)) for line in block[:-1]])
+        return early > 1 / 3 or stops > 0.8 and (longest < 0.9 * width or len(block) > 3 or width < 30)
+    capitals = np.mean([not letter.islower() for letter in first])
     if longest < 0.7 * width:
         return len(block) > 2 or early > 0 or capitals == 1
     return capitals >= 0.75 and (early > 1 / 3 or len(block) > 3) and (len(block) > 2 or not block[0][-1].isalnum())
 
 
-def _reflow(block, words):
-    """Join hard-wrapped lines, and words hyphenated at a line's end unless the book elsewhere writes them with the hyphen."""
+LINE_END_HYPHEN = re.compile(r"\b([^\W\d_]+)-\n\s*([^\W\d_]+)\b(?!-)")
+
+
+def _hyphenation(text):
+    """(how often each word occurs, whether the printer broke words at line ends: then they are found unbroken elsewhere)."""
+    words = Counter(re.findall(r"\w+(?:-\w+)*", text))
+    ends = LINE_END_HYPHEN.findall(text)
+    return words, sum(words[a + b] > 0 for a, b in ends) > sum(words[f"{a}-{b}"] > 0 for a, b in ends)
+
+
+def _reflow(block, words, broken):
+    """Join hard-wrapped lines. A hyphen at a line's end stays unless the book writes the word without, or breaks its words."""
     def joined(match):
         whole, hyphened = match[1] + match[2], f"{match[1]}-{match[2]}"
-        return hyphened if words[hyphened] > words[whole] else whole
+        if re.fullmatch("und|oder|bis|noch|and|or|to|en|of|och|eller|og", match[2]):
+            return f"{match[1]}- {match[2]}"    # as in Korn- und Mehlsäcke
+        return whole if words[whole] > words[hyphened] - (broken and not words[hyphened]) else hyphened
 
     paragraph = "\n".join(" ".join(line.split()) for line in block)
-    paragraph = re.sub(r"\b([^\W\d_]+)-\n([^\W\d_]+)\b(?!-)", joined, paragraph)
-    east = "[\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f]"                          # scripts that put no space between words
-    return re.sub(rf"(?<={east})\n(?={east})", "", paragraph).replace("\n", " ")
+    paragraph = LINE_END_HYPHEN.sub(joined, paragraph)
+    paragraph = re.sub(rf"(?<=[{EAST}])\n(?=[{EAST}“‘—…])|(?<=[”’—…])\n(?=[{EAST}])", "", paragraph)
+    return paragraph.replace("\n", " ")
 
 
-def _is_heading(paragraph, gap, after_heading):
-    """A short line that stands alone: named or numbered as a heading, in capitals or set off by more than one blank line, or
-    the title that follows one; and ornaments such as * * *."""
+def _is_heading(paragraph, set_off, after_heading):
+    """A short line that stands alone: named or numbered as a heading, in capitals or set off by more than the usual blank lines,
+    or the title that follows one; and ornaments such as * * *."""
     if not re.search(r"\w", paragraph):
         return True
-    if len(paragraph) > 80 or paragraph.count("\n") > 1:
+    if len(paragraph) > 80 or paragraph.count("\n") > 1 or SPEECH.match(paragraph):
         return False
-    if HEADING.match(paragraph) and (gap > 1 or len(paragraph) < 40) or gap > 1 and paragraph.isupper():
+    if HEADING.match(paragraph) and (set_off or len(paragraph) < 40) or set_off and paragraph.isupper():
         return True
-    return not SENTENCE_END.search(paragraph) and (paragraph.isupper() or "\n" not in paragraph and (gap > 1 or after_heading))
+    return not SENTENCE_END.search(paragraph) and (paragraph.isupper() or "\n" not in paragraph and (set_off or after_heading))
 
 
-def _without_contents(blocks):
-    """Drop contents lists: the word Contents and what looks like entries after it, until the first entry comes again as a heading."""
-    seen, inside = set(), False
+def _without_contents(blocks, found):
+    """Drop lists of contents, with or without the word before them, and transcriber's notes. A line is an entry if it ends in a
+    page number or stands alone once more in the book; the lines right after the word need only look alike."""
+    def plain(line):
+        return " ".join(re.findall(r"\w+", re.sub(r"[\s.]{3,}(\d+|[ivxlc]+)\s*$", "", line).casefold())) or line
+
+    alone = Counter(plain(block[0]) for _, block in blocks if len(block) == 1)
+    seen, nearest, budget = set(), 0, 0         # entries; blank lines before the first of them; what a note may still hold
     for gap, block in blocks:
-        if len(block) == 1 and CONTENTS.fullmatch(block[0].strip(" .:_")):
-            inside, seen = True, set()
+        lines = [line.strip(HEAD + KEPT + " ") for line in block]
+        entries, size = [plain(line) for line in lines], sum(map(len, block))
+        if len(block) == 1 and CONTENTS.fullmatch(lines[0].strip(" .:_")):
+            seen, nearest = {""}, 0
+            found.removed["contents"] += size
             continue
-        if inside:
-            entries = [" ".join(re.findall(r"\w+", re.sub(r"[\s.]{3,}(\d+|[ivxlc]+)\s*$", "", line).casefold())) or line for line in block]
-            alike = all(len(line.strip()) <= 90 and (HEADING.match(line.strip()) or not SENTENCE_END.search(line.strip())) for line in block)
-            if alike and entries[0] not in seen:
-                seen.update(entries)
+        if TRANSCRIBER.match(lines[0]) or budget >= size and gap < 2 and block[0][:1] != HEAD:
+            budget = max(0, (budget or 3000) - size)
+            found.removed["notes"] += size
+            continue
+        budget = 0
+        paged = sum(bool(re.search(r"(\s{3,}|\.[\s.]*\s)(\d+|[ivxlc]+)$", line)) for line in lines) > len(block) / 2
+        again = sum(alone[entry] > (len(block) == 1) for entry in entries) > len(block) / 2
+        named = sum(bool(HEADING.match(line)) for line in lines) > len(block) / 2
+        if not seen:
+            dotted = sum(bool(re.search(r"\.\s?\.\s?\.\s*\d+$", line)) for line in lines) > len(block) / 2
+            if len(block) > 2 and (dotted or again and named):
+                found.removed["contents"] += size
                 continue
-            inside = False
+        elif entries[0] not in seen and all(len(line) <= 90 for line in lines):
+            alike = all(HEADING.match(line) or not SENTENCE_END.search(line) for line in lines)
+            if paged or again or alike and (len(seen) == 1 or named) and gap <= (nearest or gap):
+                nearest = nearest or gap
+                seen.update(entries)
+                found.removed["contents"] += size
+                continue
+        seen = set()
         yield gap, block
 
 
@@ -556,7 +793,7 @@ def _sentence_starts(paragraph, punkt):
         breaks = [begin, *(begin + m.end() for m in UNAMBIGUOUS_END.finditer(paragraph[begin:end].rstrip())), end]
         for a, b in pairwise(breaks):
             # Punkt ends a sentence at every ? and !, also in “Who?” he said; and a quote or dash alone is no sentence.
-            if 0 < a < b and not paragraph[a:b].lstrip()[:1].islower() and re.search(r"\w", paragraph[a:b]):
+            if 0 < a < b and not TITLE.search(paragraph, 0, a) and not paragraph[a:b].lstrip()[:1].islower() and re.search(r"\w", paragraph[a:b]):
                 starts.append(len(paragraph[:a].rstrip()))
     for a, b in pairwise([*starts, len(paragraph)]):
         while b - a > LONGEST_SENTENCE:

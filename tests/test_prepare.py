@@ -334,7 +334,7 @@ CHAPTER I. Coming
 
 It was a dark and _stormy_ night, and the keeper of the light had gone up to his exam-
 ination of the well-known lamp, which was as bright as ever it had been before that
-time. He knew it. The lamp was well-
+time. He knew the examination. The lamp was well-
 known to all.\x0c
 Then he sang a song:
 
@@ -360,7 +360,7 @@ Licence and so on.
 """
     expected = [("THE LIGHT", True), ("CHAPTER I. Coming", True), (
         "It was a dark and stormy night, and the keeper of the light had gone up to his examination of the well-known lamp, which was as bright as "
-        "ever it had been before that time. He knew it. The lamp was well-known to all.", False), ("Then he sang a song:", False),
+        "ever it had been before that time. He knew the examination. The lamp was well-known to all.", False), ("Then he sang a song:", False),
         ("The sea is deep,\nThe night is long,\nAnd no one hears\nThe keeper's song.", False), ("* * *", True),
         ("- oil for the lamp\n- bread and tea", False), ("CHAPTER II. Going", True), (
         "He left the island because the lamp had failed, and nobody ever knew of it again in the town, though the old men spoke of it.", False)]
@@ -394,13 +394,13 @@ def test_one_book_in_many_encodings(here, tmp_path, capsys):
     plain = invented_book(30).replace("keeper", "café naïve")
     for name, content, saved in (("UTF-8", text, text.encode()), ("UTF-8", text, text.encode("utf-8-sig")), ("UTF-16", text, text.encode("utf-16")),
                                  ("UTF-16-LE", text, text.encode("utf-16-le")), ("Windows-1252", text, text.encode("cp1252")),
-                                 ("Latin-1", plain, plain.encode("latin-1")), ("UTF-8", text, text.replace("\n", "\r\n").encode())):
-        decoded, found = p.decode(saved, "b.txt")
+                                 ("Windows-1252", plain, plain.encode("latin-1")), ("UTF-8", text, text.replace("\n", "\r\n").encode())):
+        decoded, found = p.decode(saved, p.Found())
         assert (found, decoded.replace("\r\n", "\n").removeprefix("\ufeff")) == (name, content)
     lines = text.split("\n")
     odd = next(i for i, line in enumerate(lines) if "café" in line)
     mixed = b"\n".join(line.encode("cp1252" if i == odd else "utf-8") for i, line in enumerate(lines))
-    assert p.decode(mixed, "b.txt") == (text, "UTF-8, but 1 lines in Windows-1252")
+    assert p.decode(mixed, p.Found()) == (text, "UTF-8, but 1 lines in Windows-1252")
     (tmp_path / "b.txt").write_bytes(text.encode("cp1252"))
     here("b.txt")
     assert "Windows-1252" in capsys.readouterr().out and "café “owner”" in (tmp_path / "data/b/text.txt").read_text(encoding="utf-8")
