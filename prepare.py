@@ -13,8 +13,10 @@ import contextlib
 import functools
 import importlib.util
 import io
+import itertools
 import json
 import math
+import os
 import posixpath
 import re
 import shutil
@@ -68,7 +70,8 @@ MAX_BYTES = 64 * 2**20          # of a book, downloaded or unpacked
 LONGEST_SENTENCE = 2000         # characters; what runs on without a full stop is cut at a space before this
 FEWEST_SENTENCES = 20           # a shorter text has no room for three splits
 LARGEST_SHARE = 0.15            # of a short book, held out in each split
-FEWEST_TOKENS = 20_000          # a smaller training text gets a warning
+FEWEST_HELDOUT = 2500           # tokens in val or test; with fewer, as with too few to train on, comes a warning
+FEWEST_TOKENS = 20_000
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
@@ -192,51 +195,19 @@ def compressed_vocabulary(texts):
 
 
 def book_vocabulary(texts, size):
-    """Train a byte-level BPE (Sennrich et al. 2016) on `texts`: up to `size` tokens in order of rank, the 256 bytes first.
-    Each merge is the most frequent pair of neighbours within GPT-2's words, the oldest of equals; a pair seen once is no merge."""
-    import heapq
-
-    import regex
-    from tiktoken_ext.openai_public import r50k_pat_str
-    pattern = regex.compile(r50k_pat_str)
-    counts = Counter(word for text in texts for word in pattern.findall(text))
-    words = [list(word.encode()) for word in counts]
-    counts = list(counts.values())
-    tokens = [bytes([b]) for b in range(256)]
-    pairs, places = Counter(), defaultdict(set)         # pair of ids -> occurrences, and the words it occurs in
-
-    def tally(number, sign):
-        for pair in pairwise(words[number]):
-            pairs[pair] += sign * counts[number]
-            places[pair].add(number)
-
-    for number in range(len(words)):
-        tally(number, 1)
-    heap = [(-count, pair) for pair, count in pairs.items()]
-    heapq.heapify(heap)
-    while heap and len(tokens) < size:
-        count, pair = heapq.heappop(heap)
-        if -count > pairs[pair]:                # it has since lost occurrences to other merges
-            heapq.heappush(heap, (-pairs[pair], pair))
-        elif count > -2:
-            break
-        else:
-            changed = set()
-            for number in places.pop(pair):
-                tally(number, -1)
-                word, words[number] = iter([*words[number], None]), []
-                last = next(word)
-                for i in word:
-                    if (last, i) == pair:
-                        last, i = len(tokens), next(word)
-                    words[number].append(last)
-                    last = i
-                tally(number, 1)
-                changed.update(pairwise(words[number]))
-            for new in changed:
-                heapq.heappush(heap, (-pairs[new], new))
-            tokens.append(tokens[pair[0]] + tokens[pair[1]])
-    return tokens
+    """A byte-level BPE (Sennrich et al. 2016) trained on `texts`: up to `size` tokens in order of rank, the 256 bytes first. Pairs
+    merge within GPT-2's words; one seen once is no merge."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False,
+                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    # GPT-2's way to write bytes as characters: those with a picture as themselves, the others from U+0100 on
+    hidden = [b for b in range(256) if b == 32 or not chr(b).isprintable()]
+    byte = {chr(b): b for b in range(256) if b not in hidden} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    ranks = bpe.get_vocab()
+    tokens = [bytes(byte[character] for character in token) for token in sorted(ranks, key=ranks.get)]
+    return sorted(tokens[:256]) + tokens[256:]
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -293,8 +264,8 @@ def decode(raw, found):
     lines = [raw] if b"\0" in raw or raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else raw.split(b"\n")
     lines = [(line, line.isascii(), line.decode("utf-8", "ignore").encode() == line) for line in lines]
     strange = [line for line, _, unicode in lines if not unicode]
-    head = raw[:2000].rpartition(b"\n")[0]
-    guesses = chardet.detect_all(head + b"\n".join(strange), prefer_superset=True, max_bytes=10**6)
+    head = [line for line, plain, _ in lines[:50] if plain]       # where an encoding may be declared
+    guesses = chardet.detect_all(b"\n".join(head + strange), prefer_superset=True, max_bytes=10**6)
     name = encoding or guesses[0]["encoding"]
     if not name:
         raise ValueError("is not text: the book must be .txt, .html, .epub or .fb2")
@@ -706,7 +677,7 @@ def _is_heading(paragraph, set_off, after_heading):
     or the title that follows one; and ornaments such as * * *."""
     if not re.search(r"\w", paragraph):
         return True
-    if len(paragraph) > 80 or paragraph.count("\n") > 1 or SPEECH.match(paragraph):
+    if len(paragraph) > 80 or paragraph.count("\n") > 1 or SPEECH.match(paragraph) and not set_off:
         return False
     if HEADING.match(paragraph) and (set_off or len(paragraph) < 40) or set_off and paragraph.isupper():
         return True
@@ -793,7 +764,7 @@ def _sentence_starts(paragraph, punkt):
         breaks = [begin, *(begin + m.end() for m in UNAMBIGUOUS_END.finditer(paragraph[begin:end].rstrip())), end]
         for a, b in pairwise(breaks):
             # Punkt ends a sentence at every ? and !, also in “Who?” he said; and a quote or dash alone is no sentence.
-            if 0 < a < b and not TITLE.search(paragraph, 0, a) and not paragraph[a:b].lstrip()[:1].islower() and re.search(r"\w", paragraph[a:b]):
+            if 0 < a < b and not TITLE.search(paragraph, max(0, a - 12), a) and not paragraph[a:b].lstrip()[:1].islower() and re.search(r"\w", paragraph[a:b]):
                 starts.append(len(paragraph[:a].rstrip()))
     for a, b in pairwise([*starts, len(paragraph)]):
         while b - a > LONGEST_SENTENCE:
@@ -929,10 +900,9 @@ def thematic_centrality(words, train):
 
 
 ROLES = {       # Toulmin's roles (1958) and English markers of them; the first of each pair counts double at a sentence's start
-    "claim": ("therefore|thus|hence|consequently|accordingly|so|it follows",
+    "claim": ("therefore|thus|hence|consequently|accordingly|so (?:i|he|she|it|they|we|you|that)|it follows",
               "must|ought|should|i (?:believe|am (?:sure|certain|convinced|persuaded))|no doubt"),
-    "evidence": ("because|for|since|as|indeed|for example|for instance",
-                 "because|i (?:saw|found|heard|remember|perceived|discovered|observed)|in fact"),
+    "evidence": ("because|for (?:i|he|she|it|they|we|you|there|this|that|what|if|when|example|instance)|since|indeed", "because|in fact"),
     "warrant": ("if|whenever|whoever|when", "always|every|all (?:men|things)|generally|in general|never|as a rule|it is natural"),
     "qualifier": ("perhaps|possibly|probably|maybe", "perhaps|probably|possibly|almost|seems?|appear(?:s|ed)|might|i think"),
     "rebuttal": ("but|yet|however|although|though|unless|nevertheless|still|on the contrary", "however|unless|although|in spite of|notwithstanding"),
@@ -948,8 +918,9 @@ def toulmin_roles(sentences, paragraphs):
         marks = {role: 2 * bool(start.search(sentence)) + len(inside.findall(sentence)) for role, (start, inside) in patterns.items()}
         role = max(marks, key=marks.get)
         result.append((role, marks[role] / (1 + sum(marks.values()))) if marks[role] else ("none", 0.0))
-    for i, after in enumerate(result[1:]):      # by position: what is said just before a claim, and has no mark, supports it
-        if result[i][0] == "none" and after[0] == "claim" and paragraphs[i] == paragraphs[i + 1]:
+    for i, after in enumerate(result[1:]):      # what has no mark supports the claim after it that begins with a conclusion's word
+        follows = re.match(r"\W*(therefore|thus|hence|consequently|accordingly|it follows)\b", sentences[i + 1], re.I)
+        if result[i][0] != "claim" == after[0] and follows and paragraphs[i] == paragraphs[i + 1] and sentences[i][-1] != "?":
             result[i] = ("evidence", after[1] / 2)
     return result
 
@@ -1016,13 +987,12 @@ def linked_pairs(sentences, roles):
     def linked(i, j):
         return j < len(sentences) and sentences[i].split == "train" and sentences[i].run == sentences[j].run
 
-    argued = []
-    if roles:
-        for i in (i for i, (role, _) in enumerate(roles) if role == "evidence"):
-            claims = [j for j in (i + 1, i + 2) if linked(i, j) and sentences[i].paragraph == sentences[j].paragraph and roles[j][0] == "claim"]
-            argued += [(i, j) for j in claims[:1]]
     neighbours = [(i, i + 1) for i in range(len(sentences)) if linked(i, i + 1)]
     within = [(i, j) for i, j in neighbours if sentences[i].paragraph == sentences[j].paragraph]
+    argued = []
+    for i in (i for i, (role, _) in enumerate(roles or ()) if role == "evidence"):
+        claims = [j for j in (i + 1, i + 2) if linked(i, j) and sentences[i].paragraph == sentences[j].paragraph and roles[j][0] == "claim"]
+        argued += [(i, j) for j in claims[:1]]
     return {"evidence and claim": argued, "neighbours in a paragraph": within, "neighbours": neighbours}
 
 
@@ -1044,6 +1014,7 @@ def choose_stages(sentences, scores, roles, separator):
     complexity, centrality, words = (scores[name] for name in ("syntactic_complexity", "thematic_centrality", "words"))
     needed = max(1, math.ceil(min_stage_share * train.sum()))
     tiers = linked_pairs(sentences, roles)
+    whole = (words >= stage1_min_words) & ((scores["clauses"] > 0) | (words > 5))      # Alas! is no half of a pair
     pairs_of = {}
 
     def percentile(values, q):
@@ -1058,13 +1029,15 @@ def choose_stages(sentences, scores, roles, separator):
 
     def linked(shift):
         limit, pairs = percentile(complexity, stage2_complexity + shift), []
+        fits = (whole | (shift > max_relaxation)) & (complexity <= limit)
+        fitting = {name: sorted({(i, j) for i, j in tier if fits[i] and fits[j]}) for name, tier in tiers.items()}
+        wanted = max(needed, len(fitting["neighbours in a paragraph"]))
         pairs_of.clear()
-        for name, tier in tiers.items():
-            if len(pairs) >= needed:
-                break
-            more = sorted({(i, j) for i, j in tier if max(complexity[i], complexity[j]) <= limit} - set(pairs))
+        for name, tier in fitting.items():
+            taken = set(pairs)
+            more, lacking = [pair for pair in tier if pair not in taken], wanted - len(pairs)
             if pairs:                           # of the second best only what is lacking, from all over the book
-                more = more[::max(1, len(more) // (needed - len(pairs)))][:needed - len(pairs)]
+                more = more[::max(1, len(more) // max(1, lacking))][:lacking]
             pairs += more
             pairs_of[name] = len(more)
         return sorted(pairs)
@@ -1140,8 +1113,13 @@ def advice(statistics):
     if splits["train"]["tokens"] < FEWEST_TOKENS:
         result.append(f"Only {splits['train']['tokens']:,} tokens to train on: a model will soon recite them. Use a longer book "
                       "(60,000 words are comfortable), or a small model, dropout and few epochs.")
-    for name, wanted in (("val", val_share), ("test", test_share)):
-        if splits[name]["tokens"] < 500:
+    removed, kept = statistics["removed"], statistics["characters"]
+    if sum(removed.values()) > 0.1 * (kept + sum(removed.values())):
+        result.append(f"{sum(removed.values()) / (kept + sum(removed.values())):.0%} of the file was left out as not the author's ("
+                      + ", ".join(f"{name} {count:,}" for name, count in removed.items()) + " characters): look at text.txt.")
+    least = min(heldout_tokens / sum(splits[name]["tokens"] for name in splits), LARGEST_SHARE)
+    for name, wanted in (("val", max(val_share, least)), ("test", max(test_share, least))):
+        if splits[name]["tokens"] < FEWEST_HELDOUT:
             result.append(f"Only {splits[name]['tokens']:,} tokens in {name}: figures measured on them are rough. Raise --{name}_share.")
         if not wanted / 2 < splits[name]["share"] < 2 * wanted:
             result.append(f"{name} holds {splits[name]['share']:.0%} of the text, not {wanted:.0%}, for its paragraphs are very long or few. "
@@ -1195,6 +1173,7 @@ class Phases:
 @contextlib.contextmanager
 def replacing(folder):
     """A new folder to fill, which takes the place of `folder` when the block ends well; otherwise what was there stays whole."""
+    folder = folder.resolve() if folder.is_symlink() else folder            # so that a link stays one
     part, old = (folder.parent / f".{folder.name}.{word}" for word in ("part", "old"))
 
     def tidy():
@@ -1214,16 +1193,20 @@ def replacing(folder):
         tidy()
 
 
-def write(folder, text, tok, streams, lines, statistics):
-    """Every file of data/<book>/. Streams: token ids end to end as uint16, and the int64 offsets at which examples begin and the
-    last one ends, little endian. lines: a dict for each sentence."""
-    for name, examples in streams.items():
-        np.array([i for example in examples for i in example], "<u2").tofile(folder / f"{name}.bin")
-        np.cumsum([0, *map(len, examples)], dtype="<i8").tofile(folder / f"{name}.idx")
-    for name, content in (("text.txt", text), ("tokenizer.json", json.dumps(tok.to_dict())),
-                          ("segments.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
-                          ("statistics.json", json.dumps(statistics, indent=2, ensure_ascii=False) + "\n")):
-        (folder / name).write_text(content, encoding="utf-8", newline="\n")
+def save(folder, text, tok, streams, lines, statistics):
+    """Every file of data/<book>/, and its name in data/latest. Streams: token ids end to end as uint16, and the int64 offsets at
+    which examples begin and the last one ends, little endian. lines: a dict for each sentence."""
+    with replacing(folder) as part:
+        for name, examples in streams.items():
+            np.array([i for example in examples for i in example], "<u2").tofile(part / f"{name}.bin")
+            np.cumsum([0, *map(len, examples)], dtype="<i8").tofile(part / f"{name}.idx")
+        for name, content in (("text.txt", text), ("tokenizer.json", json.dumps(tok.to_dict())),
+                              ("segments.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
+                              ("statistics.json", json.dumps(statistics, indent=2, ensure_ascii=False) + "\n")):
+            (part / name).write_text(content, encoding="utf-8", newline="\n")
+    latest = folder.parent / ".latest.part"
+    latest.write_text(folder.name + "\n", encoding="utf-8")
+    latest.replace(folder.parent / "latest")
 
 
 def report(statistics, seconds, folder):
@@ -1251,6 +1234,8 @@ def report(statistics, seconds, folder):
     val, test = (statistics["splits"][name] for name in ("val", "test"))
     print(f"leaked into training: {val['leaked'] + test['leaked']} held-out passages; repeated there by the book itself: "
           f"{val['also_in_training_text']:.1%} of val, {test['also_in_training_text']:.1%} of test")
+    if removed := statistics["removed"]:
+        print("left out as not the author's: " + ", ".join(f"{name} {count:,}" for name, count in removed.items()) + " characters")
     print(f"{sum(seconds.values()):.1f} s: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     for warning in statistics["warnings"]:
         console.print(f"Warning: {warning}", style="yellow")
@@ -1273,15 +1258,35 @@ def settings_make_sense():
             fail(message)
 
 
+def folder_of(path):
+    """data/<book>/ for the book at `path`: its stem as a name that any file system and terminal takes, with a number where that
+    folder holds another book."""
+    stem = re.sub(r"[\x00-\x1f\ufffd]", "_", os.fsencode(path.stem).decode("utf-8", "replace")).strip(". ")
+    if stem == "latest":
+        fail("a book cannot be called latest, for data/latest names the book prepared last: rename it")
+    for number in itertools.count(1):
+        folder = Path("data") / ((stem or "book") + f"-{number}" * (number > 1))
+        try:
+            other = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["settings"]["book"]
+        except (OSError, ValueError, LookupError):
+            return folder
+        if other == printable(book) or Path(other).resolve() == Path(printable(book)).resolve():
+            return folder
+        print(f"{folder} holds another book, {other}")
+
+
+def printable(name):
+    """A file's name as text that can be written, whatever its bytes."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def prepare(settings, phases):
     """The whole way from `book` to data/<book>/."""
     path = download(book, phases) if book.startswith(("http://", "https://")) else Path(book)
-    folder = Path("data") / path.stem
-    if folder.name == "latest":
-        fail("a book cannot be called latest, for data/latest names the book prepared last: rename it")
+    folder, found = folder_of(path), Found()
     with phases.phase("reading and cleaning"):
-        text, encoding = read_book(path)
-        paragraphs = clean(text)
+        text, encoded = read_book(path, found)
+        paragraphs = clean(text, found)
         reference_words = [words_of(paragraph) for paragraph, heading in clean(read_book(reference)[0]) if not heading] if reference else None
     with phases.phase("cutting sentences"):
         text, pieces = cut(paragraphs)
@@ -1297,45 +1302,60 @@ def prepare(settings, phases):
             tok = Tokenizer("gpt2", compressed_vocabulary(training))
         else:
             tok = Tokenizer("book", [*book_vocabulary(training, vocab_size - len(SPECIAL) - 1), b"\n\n"])
-    with phases.phase("encoding", len(pieces)) as advance:
-        for piece, span in zip(pieces, spans):
-            piece.ids = tok.encode(span)
-            advance(1)
+    for piece, span in zip(pieces, phases.track("encoding", spans)):
+        piece.ids = tok.encode(span)
     scores, english = score(text, sentences, reference_words, phases)
-    roles = toulmin_roles([text[p.start:p.end] for p in sentences], [p.paragraph for p in sentences]) if argument_structure else None
     with phases.phase("choosing stages"):
+        roles = toulmin_roles([text[p.start:p.end] for p in sentences], [p.paragraph for p in sentences]) if argument_structure else None
         ones, pairs, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
-        tiles = [(run[0].split, windows(run, tok.encode("\n\n"))) for run in (list(run) for _, run in groupby(pieces, key=lambda piece: piece.run))]
-        streams = {"stage1_train": ones, "stage2_train": pairs, "stage3_train": [], "val": [], "test": []}
-        for where, run in tiles:
-            streams["stage3_train" if where == "train" else where] += run
-        for piece in sentences:
-            piece.stages |= {3} if piece.split == "train" else set()
+        streams, training = stream(pieces, ones, pairs, tok)
         chosen["3"] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if piece.split == "train")}
     with phases.phase("checking and writing"):
-        splits, stages, overlap = describe(streams, [[i for w in run for i in w] for s, run in tiles if s == "train"], sentences, chosen, tok)
+        splits, stages, overlap = describe(streams, training, sentences, chosen, tok)
         size, tokens = len(text.encode()), sum(len(p.ids) for p in pieces)
         statistics = {
-            "book": folder.name, "encoding": encoding, "english": english, "characters": len(text), "bytes": size,
-            "words": int(scores["words"].sum()), "paragraphs": len(paragraphs), "headings": len(pieces) - len(sentences), "sentences": len(sentences), "splits": splits, "stages": stages,
-            "sentences_in_both_stages": overlap,
+            "book": folder.name, "title": title or found.title or folder.name, "encoding": encoded, "english": english,
+            "characters": len(text), "bytes": size, "removed": dict(found.removed), "words": int(scores["words"].sum()),
+            "paragraphs": len(paragraphs), "headings": len(pieces) - len(sentences), "sentences": len(sentences), "splits": splits,
+            "stages": stages, "sentences_in_both_stages": overlap,
             "vocabulary": {"kind": tok.kind, "size": tok.vocab_size, "bytes_per_token": round(size / tokens, 3),
                            "extra_tokens": round(tokens / gpt2_tokens - 1, 4), "parameters_saved": (GPT2_SIZE - tok.vocab_size) * n_embd},
-            "settings": settings}
-        statistics["warnings"] = advice(statistics)
+            "settings": settings | {"book": printable(book)}}
+        statistics["warnings"] = found.warnings + advice(statistics)
         lines = [{"start": p.start, "end": p.end, "split": p.split, "stages": sorted(p.stages), **{name: float(v[i]) for name, v in scores.items()},
                   **({"role": roles[i][0], "role_confidence": round(roles[i][1], 4)} if roles else {})} for i, p in enumerate(sentences)]
-        with replacing(folder) as part:
-            write(part, text, tok, streams, lines, statistics)
-        latest = folder.parent / ".latest.part"
-        latest.write_text(folder.name + "\n", encoding="utf-8")
-        latest.replace(folder.parent / "latest")
+        save(folder, text, tok, streams, lines, statistics)
     report(statistics, phases.seconds, folder)
-    order = np.argsort(scores["difficulty"], kind="stable")
-    for title, numbers in (("hardest", order[::-1][:show_extremes]), ("easiest", order[:show_extremes])) if show_extremes else ():
-        print(f"\n{title} sentences, by difficulty")
+    if show_extremes:
+        shown(text, sentences, scores["difficulty"], streams, tok)
+
+
+def stream(pieces, ones, pairs, tok):
+    """({name: its examples} of the five streams, the runs of training text), all as lists of ids."""
+    streams, training = {"stage1_train": ones, "stage2_train": pairs, "stage3_train": [], "val": [], "test": []}, []
+    for _, run in groupby(pieces, key=lambda piece: piece.run):
+        run = list(run)
+        tiles = windows(run, tok.encode("\n\n"))
+        if run[0].split == "train":
+            training.append([i for window in tiles for i in window])
+            for piece in run:
+                piece.stages |= {3}
+        streams["stage3_train" if run[0].split == "train" else run[0].split] += tiles
+    return streams, training
+
+
+def shown(text, sentences, difficulty, streams, tok):
+    """Print the extremes of difficulty, and ten examples of each of the first two stages from all over the book."""
+    order = np.argsort(difficulty, kind="stable")
+    for name, numbers in (("hardest", order[::-1][:show_extremes]), ("easiest", order[:show_extremes])):
+        print(f"\n{name} sentences, by difficulty")
         for i in numbers:
-            print(f"  {scores['difficulty'][i]:.3f}  {' '.join(text[sentences[i].start:sentences[i].end].split())}")
+            print(f"  {difficulty[i]:.3f}  {' '.join(text[sentences[i].start:sentences[i].end].split())}")
+    for name, stage in (("sentences of stage I", "stage1_train"), ("pairs of stage II", "stage2_train")):
+        print(f"\nten {name}")
+        for i in np.unique(np.linspace(0, len(streams[stage]) - 1, 10).astype(int)):
+            parts = "".join(" | " if token == tok.special["[SEP]"] else tok.decode_bytes([token]).decode("latin-1") for token in streams[stage][i])
+            print("  " + " ".join(parts.encode("latin-1").decode("utf-8", "replace").split()))
 
 
 def main():

@@ -596,23 +596,31 @@ def test_toulmin_roles():
     assert [role for role, _ in roles] == ["evidence", "claim", "evidence", "qualifier", "rebuttal", "warrant", "none"]
     assert all(0 <= confidence < 1 for _, confidence in roles)
     assert roles[0][1] < roles[2][1], "a mark counts for more than position"
+    before = [["The dog slept.", "You must see the boat."], ["Is it late?", "Therefore we must go."], ["As I rose, the sun set.", "It is so."]]
+    assert all(p.toulmin_roles(pair, [0, 0])[0][0] == "none" for pair in before), "evidence is more than the sentence before"
 
 
-def test_argument_pairs_come_first_and_in_the_order_of_the_text(here, tmp_path):
+def test_argument_pairs_come_first_and_neighbours_make_the_stage_as_large_as_without(here, tmp_path):
     paragraphs = invented_book().strip().split("\n\n")
-    (tmp_path / "b.txt").write_text("\n\n".join(f"{text} The lamp burned low {i} times. Therefore we must go." for i, text in enumerate(paragraphs)))
+    (tmp_path / "b.txt").write_text("\n\n".join(f"{text} The lamp was burning low {i} times. Therefore we must go. Alas! " * (i % 2) + text
+                                                for i, text in enumerate(paragraphs)))
+    plain = statistics(here("b.txt"))["stages"]["2"]
     data = here("b.txt", "--argument_structure")
-    assert list(statistics(data)["stages"]["2"]["pairs_of"])[0] == "evidence and claim"
+    stage = statistics(data)["stages"]["2"]
+    assert list(stage["pairs_of"])[0] == "evidence and claim" and stage["pairs_of"]["evidence and claim"] > 10
+    assert stage["examples"] == plain["examples"] == sum(stage["pairs_of"].values())
     tok = p.Tokenizer.load(data / "tokenizer.json")
     pairs = [tok.decode(pair) for pair in examples(data, "stage2_train")]
-    assert pairs and all(pair.index("The lamp burned") < pair.index("Therefore we must") for pair in pairs)
+    argued = [pair for pair in pairs if "The lamp was burning" in pair and "Therefore we must" in pair]
+    assert len(argued) >= 10 and all(pair.index("The lamp was burning") < pair.index("Therefore we must") for pair in argued)
+    assert not any("Alas!" in pair for pair in pairs), "an interjection is no half of a pair"
     assert all(pair.count(tok.special["[SEP]"]) == 1 for pair in examples(data, "stage2_train"))
     assert {"claim", "evidence"} <= {row["role"] for row in segments(data)}
 
 
 def test_a_scarce_stage_is_relaxed_then_repeated_and_says_so(here, tmp_path):
     (tmp_path / "b.txt").write_text(invented_book(), encoding="utf-8")
-    for share, relaxed, repeated in ((0.0, False, False), (0.15, True, False), (0.9, True, True)):
+    for share, relaxed, repeated in ((0.0, False, False), (0.2, True, False), (0.9, True, True)):
         stage = statistics(here("b.txt", f"--min_stage_share={share}"))["stages"]["1"]
         assert ((stage["relaxed_by"] > 0), (stage["repeated_examples"] > 0)) == (relaxed, repeated), stage
         assert stage["examples"] >= share * statistics(tmp_path / "data/b")["splits"]["train"]["sentences"]
@@ -631,4 +639,6 @@ def test_the_extremes_and_the_savings_are_printed(here, tmp_path, capsys):
     here("b.txt", "--show_extremes=5")
     printed = capsys.readouterr().out
     assert printed.count("  0.") >= 10 and "hardest sentences" in printed and "easiest sentences" in printed
+    ones, pairs = printed.split("ten sentences of stage I\n")[1].split("\n\nten pairs of stage II\n")
+    assert ones.count("\n") == 9 and pairs.count(" | ") == pairs.strip().count("\n") + 1 == 10
     assert "parameters" in printed and "leaked into training: 0" in printed
