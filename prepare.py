@@ -264,9 +264,14 @@ def decode(raw, found):
     lines = [raw] if b"\0" in raw or raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else raw.split(b"\n")
     lines = [(line, line.isascii(), line.decode("utf-8", "ignore").encode() == line) for line in lines]
     strange = [line for line, _, unicode in lines if not unicode]
-    head = [line for line, plain, _ in lines[:50] if plain]       # where an encoding may be declared
-    guesses = chardet.detect_all(b"\n".join(head + strange), prefer_superset=True, max_bytes=10**6)
-    name = encoding or guesses[0]["encoding"]
+    head = [line for line, plain, _ in lines[:200] if plain]      # where an encoding may be declared
+    declared = re.search(rb"^Character set encoding: *([\w-]+)", b"\n".join(head), re.M)         # as Project Gutenberg does
+    guesses = chardet.detect_all(b"\n".join(head + strange), max_bytes=10**6)
+    best = guesses[0]["confidence"] or 1
+    guesses = sorted(guesses, key=lambda guess: guess["encoding"] != "Windows-1252" or guess["confidence"] < 0.95 * best)
+    name = encoding or (declared[1].decode() if declared else guesses[0]["encoding"])
+    if (name or "").lower() in ("iso-8859-1", "ascii", "us-ascii"):       # as browsers do
+        name = "Windows-1252"
     if not name:
         raise ValueError("is not text: the book must be .txt, .html, .epub or .fb2")
     if not encoding and not strange and not re.match("ISO-2022|HZ|UTF-7", name):        # which are ASCII to the eye
@@ -274,7 +279,7 @@ def decode(raw, found):
     try:
         mixed = not encoding and sum(unicode and not plain for _, plain, unicode in lines) > len(strange) / 10
         text = "\n".join(line.decode("utf-8" if unicode else name) for line, _, unicode in lines) if mixed else raw.decode(name)
-        for other in guesses[1:] if not encoding and guesses[0]["confidence"] < 0.9 else ():
+        for other in guesses[1:] if not encoding and not declared and guesses[0]["confidence"] < 0.9 else ():
             if raw.decode(other["encoding"], "replace") != text:
                 found.warnings.append(f"The file does not say its encoding and was read as {name}; {other['encoding']} is the next "
                                       "likely. Look for wrong characters in text.txt; --encoding=NAME decides.")
@@ -341,7 +346,7 @@ BLOCKS = set("address article aside blockquote body caption center dd div dl dt 
              "pre section table ul epigraph cite poem stanza text-author".split())
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6", "subtitle")
 EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"} | dict.fromkeys((*BLOCKS, *HEADINGS, "empty-line"), "\n\n")
-HIDDEN = "head script style nav svg template iframe object select button binary description noscript".split()
+HIDDEN = "head title script style nav svg template iframe object select button binary description noscript".split()
 NOT_THE_AUTHORS = {kind: (re.compile(rf"(doc-|pg-?)?({words})[-_.]?\d*", re.I), most) for kind, words, most in (
     # kind, words of class, id, epub:type or role that mark it, characters that it has at most
     ("marks", r"page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|fn-?ref|footnote-?ref|back-?(link|ref)", 25),
@@ -385,6 +390,7 @@ def markup_text(markup, found, label=""):
     fiction = "<FictionBook" in markup[:5000]
     options = {"remove_comments": True, "remove_pis": True, "huge_tree": True, "encoding": "utf-8"}
     if not fiction:                             # XHTML's <a/> is an opening tag to HTML
+        markup = re.sub(r"<(/?)body\b", r"<\1div", re.sub(r"<\?.*?>|<!doctype[^>]*>|</?html\b[^>]*>", "", markup, flags=re.I), flags=re.I)
         markup = re.sub(r"<(?!(?:br|hr|img|col|link|meta|input|wbr)\b)([a-z]\w*)\b([^<>]*)/>", r"<\1\2></\1>", markup, flags=re.I)
     markup = re.sub(r"^\s*<\?xml[^>]*>", "", markup).replace("\0", "").encode("utf-8", "replace")
     root = etree.fromstring(markup, etree.XMLParser(recover=True, resolve_entities=False, no_network=True, **options) if fiction
@@ -399,7 +405,7 @@ def markup_text(markup, found, label=""):
     for node in root.iter():
         if fiction and node.tag == "title":
             node.tag = "h1"
-        if kind := _not_the_authors(node):
+        if kind := "notes" if fiction and node.tag == "body" and node.get("name") else _not_the_authors(node):
             node.tag = "unwanted"
             if not any(above.tag == "unwanted" for above in node.iterancestors()):
                 found.removed[kind] += sum(map(len, node.itertext()))
@@ -423,7 +429,7 @@ def _laid_out(root):
         edge = EDGES.get(node.tag, "")
         text, tail = (string or "" if kept else re.sub(r"\s+", " ", string or "") for string, kept in (
             (node.text, node.tag == "pre" or node in as_it_is), (node.tail, node in as_it_is)))
-        node.text, node.tail = edge * (node.tag != "br") + text, edge * (edge != "\t") + tail
+        node.text, node.tail = edge * (node.tag != "br") + text, edge * (len(edge) > 1 or node.tag == "br") + tail
     for node in list(root.iter("pre", *HEADINGS)):
         text = "".join(node.itertext())
         del node[:]
@@ -487,11 +493,11 @@ EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020
 BEGIN = (r"[^\w\n]*START OF (?:THE|THIS) PROJECT GUTENBERG(?:(?:[^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n"
          r"|[^\w\n]*END[* ]*THE SMALL PRINT.*(?:\n|$)")
 FINISH = r"[^\w\n]*(?:the )?(?:end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
-LICENCE_END = re.compile(r"newsletter\s+to\s+hear\s+about\s+new\s+eBooks.*")
+LICENCE_END = re.compile(r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL LICENSE).*")
 CREDITS = re.compile(r"\s*(?:^[^\w\n]*(?:Produced by|E-?text prepared|This e-?(?:text|book) was|Transcribed|Scanned by|Prepared by|"
                      r"The Project Gutenberg|This header should|Note: (?:Project|Images|There)|HTML version).*(?:\n.+){0,12}\s*){1,6}",
                      re.I | re.M)
-BRACKETED = re.compile(r"\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|footnote|sidenote|"
+BRACKETED = re.compile(r"\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|footnote|sidenote|this e?-?text|"
                        r"transcriber\W?s?\W? notes?|fu(?:ß|ss)note|note (?:du|de)|nota d)\b", re.I)
 TRANSCRIBER = re.compile(r"\W*(the )?(transcriber\W?s?\W?|transcription|editorial) notes?\b", re.I)
 
@@ -553,7 +559,7 @@ def _without_gutenberg(text, found):
             position, inside = mark.start(), False
         elif mark[1] and not closing_small_print:
             header = before if inside else before[len(_licence(before)):]
-            if title := re.search(r"^Title: *(.+(?:\n +\S.*)*)", header, re.M):
+            if title := re.search(r"^[^\w\n]*Title: *(.+(?:\n +\S.*)*)", header, re.M):
                 found.title = " ".join(title[1].split())
             found.removed["licence"] += len(before) - len(header)
             found.removed["header"] += len(mark[0]) + len(header) * (len(header) < 30_000)
@@ -574,7 +580,7 @@ def _without_gutenberg(text, found):
 
 def _licence(text):
     """What belongs to Project Gutenberg at the beginning of `text`, which follows the end of a book."""
-    end = LICENCE_END.search(text, 0, 30_000)
+    end = LICENCE_END.match(text)
     return text[:end.end()] if end else text if len(text) < 30_000 else text[:text.find("\n\n")]
 
 
