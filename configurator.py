@@ -50,7 +50,9 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
     for name, group in groups.items():
         default[name] = dataclasses.asdict(group)
         kinds |= {f"{name}.{field.name}": field.type for field in dataclasses.fields(group)}
-    knobs = copy.deepcopy(default) | {k: copy.deepcopy(v) for k, v in (base or {}).items() if k in default}
+    knobs = copy.deepcopy(default)
+    for name in default.keys() & (base or {}).keys():
+        knobs[name] = checked(name, base[name], default[name], kinds)
     for argument in sys.argv[1:]:
         if argument in ("--help", "-h"):
             print((script["__doc__"] or "").strip() + "\n\nknobs, set by --key=value or in a config file:")

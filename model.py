@@ -42,7 +42,6 @@ class Config:
     rope_base: float = 10000.0
     conv: int = 0               # width of the short convolution before attention; 0: none
     # predicts a token one place to its left, as a causal model does: then the network can be both
-    shifted: bool = False
 
     def __post_init__(self):
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
@@ -118,22 +117,20 @@ class Rotary(nn.Module):
 
 
 class ShortConvolution(nn.Module):
-    """Depthwise convolution along the sequence, added to its input: one weight for each offset and
-    channel (Canon layers, 2512.17351).
-
-    A block sees its neighbours from the first step instead of having to find them by attention. A
-    causal twin's offsets all lie to the left; a network that is both uses those of its offsets that
-    do when it reads causally."""
+    """Depthwise convolution along the sequence, added to its input: one weight for each offset and channel
+    (Canon layers, 2512.17351). A block sees its neighbours from the first step instead of having to find
+    them by attention. The causal twin's offsets all lie to the left.
+    """
 
     def __init__(self, width: int, channels: int, causal: bool):
         super().__init__()
         self.left = width - 1 if causal else width // 2
         self.weight = nn.Parameter(torch.empty(width, channels))
 
-    def forward(self, x: Tensor, real: Tensor | None, causal: bool) -> Tensor:
-        """x (B, T, channels) -> the same; nothing is read beyond the ends of a row, nor where
-        `real` (B, T) is False."""
-        T, width = x.shape[1], self.left + 1 if causal else len(self.weight)
+    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """x (B, T, channels) -> the same; nothing is read beyond the ends of a row, nor where `real` (B, T)
+        is False."""
+        T, width = x.shape[1], len(self.weight)
         around = x if real is None else x * real[:, :, None]
         around = F.pad(around, (0, 0, self.left, width - 1 - self.left))
         return x + sum(self.weight[i] * around[:, i:i + T] for i in range(width))
@@ -147,7 +144,8 @@ class Block(nn.Module):
     def __init__(self, config: Config, rotary: Rotary):
         super().__init__()
         d, h = config.n_embd, config.mlp_width
-        self.n_head, self.dropout, self.rotary = config.n_head, config.dropout, rotary
+        self.n_head, self.dropout, self.causal = config.n_head, config.dropout, config.causal
+        self.rotary = rotary
         self.attention_norm, self.mlp_norm = RMSNorm(d), RMSNorm(d)
         self.conv = ShortConvolution(config.conv, d, config.causal) if config.conv else None
         self.qkv = nn.Linear(d, 3 * d, bias=False)
@@ -155,19 +153,19 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(d, 2 * h, bias=False)
         self.mlp_out = nn.Linear(h, d, bias=False)
 
-    def forward(self, x: Tensor, real: Tensor | None, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
         """x (B, T, d) -> the same; real (B, T) bool tells tokens from padding, None where there is
         none or a causal mask hides it."""
         B, T, d = x.shape
         dropout = self.dropout if self.training else 0.0
         attend = None if real is None else real[:, None, None, :]
         near = self.attention_norm(x)
-        near = self.conv(near, real, causal) if self.conv else near
+        near = self.conv(near, real) if self.conv else near
         # (B, heads, T, d/heads)
         q, k, v = self.qkv(near).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
         # QK norm: bounded attention logits let small batches learn fast
         q, k = self.rotary(unit_rms(q)), self.rotary(unit_rms(k))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=causal)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=self.causal)
         x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)
@@ -182,7 +180,7 @@ class DiffusionModel(nn.Module):
         self.config, self.checkpointing = config, False
         # tied: also the output layer
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        rotary = Rotary(config.n_embd // config.n_head, config.block_size + config.shifted, config.rope_base)
+        rotary = Rotary(config.n_embd // config.n_head, config.block_size, config.rope_base)
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
         self.final_norm = RMSNorm(config.n_embd)
         for name, p in self.named_parameters():
@@ -191,31 +189,27 @@ class DiffusionModel(nn.Module):
             elif p.ndim == 2:  # residual projections scaled as in GPT-2
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "_out" in name else 0.02)
 
-    def forward(self, tokens: Tensor, where: Tensor | None = None, causal: bool | None = None) -> Tensor:
-        """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text); with `where`
-        (B, T) bool, (where.sum(), n_text).
+    def forward(self, tokens: Tensor, where: Tensor | None = None) -> Tensor:
+        """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text); with `where` (B, T)
+        bool, (where.sum(), n_text).
 
-        Logits at i predict token i: from every unmasked token, or, read causally (None: as the
-        configuration says), from those before it. Read causally, or shifted, the row stands behind
-        a [MASK], so that token i is predicted in the place of token i - 1. Logits at chosen
-        positions only: the output layer is much of a small model's work.
+        Logits at i predict token i: from every unmasked token for diffusion, from tokens before i for the
+        causal twin, which reads the row shifted right behind a [MASK]. Logits at chosen positions only: the
+        output layer is much of a small model's work.
         """
-        config, T = self.config, tokens.shape[1]
-        causal = config.causal if causal is None else causal
-        if causal or config.shifted:
+        config, real = self.config, None
+        if config.causal:
             first = torch.full_like(tokens[:, :1], config.mask_id)
-            tokens = torch.cat((first, tokens[:, :-1] if causal else tokens), dim=1)
-        real = None if causal else tokens != config.pad_id
-        # without padding SDPA may use its fastest kernel
-        if real is not None and real.all():
-            real = None
+            tokens = torch.cat((first, tokens[:, :-1]), dim=1)
+        elif (tokens == config.pad_id).any():     # without padding SDPA may use its fastest kernel
+            real = tokens != config.pad_id
         x = F.dropout(self.embedding(tokens), config.dropout, self.training)
         for block in self.blocks:
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, real, causal, use_reentrant=False)
+                x = checkpoint(block, x, real, use_reentrant=False)
             else:
-                x = block(x, real, causal)
-        x = self.final_norm(x[:, :T] if where is None else x[:, :T][where])
+                x = block(x, real)
+        x = self.final_norm(x if where is None else x[where])
         return F.linear(x, self.embedding.weight[:config.n_text])
 
     @property
@@ -264,42 +258,43 @@ def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
 class Masks(NamedTuple):
     """What one training or evaluation pass hides, and what each hidden token weighs."""
     masked: Tensor              # (B, T) bool
-    weight: Tensor              # (B,) float32: L / k; one where a row is read causally
-    causal: Tensor              # (B,) bool: rows of which every token is predicted, from those before it
+    weight: Tensor              # (B,) float32: L / k, one for the causal twin
 
 
 def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float = 0.0,
-               generator: torch.Generator | None = None, causal_share: float = 0.0) -> Masks:
-    """Draw which of tokens (B, T) to hide: k of a row's L text tokens, k uniform over the whole
-    numbers in L·window (at least 1).
+               generator: torch.Generator | None = None) -> Masks:
+    """Draw which of tokens (B, T) to hide: k of a row's L text tokens, k uniform over the whole numbers in
+    L·window (at least 1). Special tokens are never masked.
 
-    A share `replay` of the rows draws from the full range instead. k is stratified over the rows,
-    which lowers the gradient's variance (Kingma et al., 2107.00630, app. I.1). With the window (0,
-    1), (L/k) · Σ over masked positions of -log p is an unbiased estimate of the bound on -log
-    p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10). A share
-    `causal_share` of the rows, and every row of the causal twin, is read from left to right
-    instead: each of its tokens is predicted and weighs one. Special tokens are never masked.
+    With the window (0, 1), (L/k) · Σ over masked positions of -log p is an unbiased estimate of the bound
+    on -log p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10). A share
+    `replay` of the rows draws from the full range instead. For the causal twin every text token is
+    predicted and weighs one.
     """
-    text, B = tokens < config.n_text, len(tokens)
-    # which rows are which must not follow their order
-    row = torch.randperm(B, generator=generator)
-    causal = B if config.causal else 0
-    if causal_share and not config.causal:
-        causal = int(causal_share * B + torch.rand((), generator=generator))
-    full = int(replay * (B - causal) + torch.rand((), generator=generator))
-    low, high, u = torch.full((B,), float(window[0])), torch.full((B,), float(window[1])), torch.empty(B)
-    rest = row[causal:]
-    low[rest[:full]], high[rest[:full]] = 0.0, 1.0
-    for group in (rest[:full], rest[full:], row[:causal]):
-        n = len(group)
-        u[group] = (torch.arange(n) + torch.rand(n, generator=generator)) / max(n, 1)
-    read = torch.zeros(B, dtype=torch.bool)
-    read[row[:causal]] = True
-    u, low, high, read = (x.to(tokens.device) for x in (u, low, high, read))
+    text = tokens < config.n_text
     length = text.sum(1)
-    k = torch.where(read, length, exact_count(length, low, high, u))
-    masked = hide(text, k, torch.rand(tokens.shape, generator=generator).to(tokens.device))
-    return Masks(masked, length / k.clamp(min=1), read)
+    if config.causal:
+        return Masks(text, torch.ones(len(tokens), device=tokens.device))
+    low, high, u = draw_rates(len(tokens), window, replay, generator)
+    k = exact_count(length, low.to(tokens.device), high.to(tokens.device), u.to(tokens.device))
+    noise = torch.rand(tokens.shape, generator=generator).to(tokens.device)
+    return Masks(hide(text, k, noise), length / k.clamp(min=1))
+
+
+def draw_rates(B: int, window, replay: float, generator: torch.Generator | None):
+    """(low, high, u), each (B,): the windows of B rows, a share `replay` of them (0, 1), and places in them.
+
+    u is stratified over the rows of each kind, which lowers the gradient's variance (Kingma et al.,
+    2107.00630, app. I.1); which rows are replayed does not follow their order.
+    """
+    row, chance = torch.randperm(B, generator=generator), torch.rand((), generator=generator)
+    full = min(B, int(replay * B + chance))
+    low, high, u = torch.full((B,), float(window[0])), torch.full((B,), float(window[1])), torch.empty(B)
+    low[row[:full]], high[row[:full]] = 0.0, 1.0
+    for rows in (row[:full], row[full:]):
+        n = len(rows)
+        u[rows] = (torch.arange(n) + torch.rand(n, generator=generator)) / max(n, 1)
+    return low, high, u
 
 
 def exact_count(length: Tensor, low, high, u: Tensor) -> Tensor:
@@ -325,16 +320,10 @@ def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config
     number of text tokens in the batch it estimates the bound per token. The L/k in the weight is
     the only normalisation: dividing by k as well would count it twice.
     """
-    loss = torch.zeros((), device=tokens.device)
-    for causal in (False, True):
-        row = masks.causal == causal
-        if row.any():
-            masked, text = masks.masked[row], tokens[row]
-            logits = model(text if causal else text.masked_fill(masked, config.mask_id), masked, causal)
-            nats = F.cross_entropy(logits.float(), text[masked], reduction="none",
-                                   label_smoothing=label_smoothing)
-            loss = loss + (nats * masks.weight[row, None].expand_as(text)[masked]).sum()
-    return loss
+    noisy = tokens if config.causal else tokens.masked_fill(masks.masked, config.mask_id)
+    logits, wanted = model(noisy, masks.masked).float(), tokens[masks.masked]
+    nats = F.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
+    return (nats * masks.weight[:, None].expand_as(tokens)[masks.masked]).sum()
 
 
 # ---- the held-out bound --------------------------------------------------------------------------
@@ -458,7 +447,7 @@ class Sampling:
     temperature: float = setting(0.6, "0: always the likeliest token; 1: as the model sees it", 0, 100)
     top_k: int = setting(20, "draw among this many likeliest tokens; 0: all", 0, 10**9)
     top_p: float = setting(0.85, "and among those that make up this much probability", 1e-6, 1)
-    repetition_penalty: float = setting(1.0, "above 1: what is in the text already is less likely", 1e-3, 1000)
+    repetition_penalty: float = setting(1.0, "above 1: tokens of the text are less likely again", 1e-3, 1000)
     remask: float = setting(0.0, "share of the decided tokens that each step takes back", 0, 0.99)
     block_size: int | None = setting(None, "write in blocks of this many tokens, left to right; None: only "
                                      "where the model's context demands it", 1, 10**9)

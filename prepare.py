@@ -1,7 +1,7 @@
 """A book becomes what a text diffusion model trains on: data/<book>/ with text, tokens, scores and stages.
 
     python prepare.py book.txt
-    python prepare.py novel.epub --tokenizer=book --vocab_size=4096
+    python prepare.py novel.epub --tokenizer=gpt2 --title="A Novel"
     python prepare.py https://www.gutenberg.org/cache/epub/84/pg84.txt --show_extremes=5
 
 The text is cleaned (text.txt is exactly what the model will see) and parts of it are held out before anything
@@ -44,8 +44,8 @@ val_share = 0.05            # of the text, held out to choose checkpoints
 test_share = 0.05           # of the text, held out to be reported
 heldout_tokens = 5000       # at least so many in each of the two: fewer cannot tell one model from another
 heldout_blocks = 6          # contiguous blocks in each held-out split, over the book (fewer in a short one)
-tokenizer = "gpt2"          # gpt2: the part of GPT-2's vocabulary that the book uses; book: its own BPE
-vocab_size = 4096           # book: size of the vocabulary, special tokens included
+tokenizer = "book"          # book: its own BPE; gpt2: the part of GPT-2's vocabulary that the book uses
+vocab_size = 8192           # book: at most so many tokens, special ones included; fewer where no pair recurs
 target_coverage = 1.0       # gpt2: share of the training tokens that stay whole; others become pieces
 min_count = 1               # gpt2: tokens that occur less often in the training text fall back as well
 n_embd = 768                # width of the model, for the report of what the vocabulary saves

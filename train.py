@@ -72,7 +72,6 @@ n_embd = 384                # width
 block_size = 256            # longest row in tokens; the text is cut into such pieces, anew each epoch
 dropout = 0.0               # of residual branches and embeddings
 causal = False              # True: the autoregressive twin, on the same data
-causal_share = 0.25         # of each batch's rows, read left to right by the same network
 rope_base = 10000.0         # wavelength base of the rotary embeddings
 conv = 5                    # width of the short convolution before attention; 0: none
 embedding_init = "cooccurrence"  # where the embedding starts: cooccurrence (in the training text) or normal
@@ -421,8 +420,7 @@ def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None
     """The network as the knobs want it, with its first weights or the saved ones."""
     torch.manual_seed(seed)
     try:
-        config = Config(vocab_size, block_size, n_layer, n_head, n_embd, dropout, causal, rope_base, conv,
-                        causal_share > 0 and not causal)
+        config = Config(vocab_size, block_size, n_layer, n_head, n_embd, dropout, causal, rope_base, conv)
     except ValueError as error:
         fail(error)
     set_up_cpu(config)
@@ -487,7 +485,7 @@ def step(run: Run) -> dict:
     text = (tokens < config.n_text).sum(1)
     # 2. masks
     chance = torch.Generator().manual_seed(draw_seed(seed, 1, p.step))
-    masks = draw_masks(tokens, config, stage["mask_rate"], stage["replay"], chance, causal_share)
+    masks = draw_masks(tokens, config, stage["mask_rate"], stage["replay"], chance)
     # 3. loss, 4. backward: in micro-batches that fit, summed over the processes
     loss = accumulate_gradients(run, rows, masks, int(text.sum()))
     loss = sum_over_processes(run.net, loss)
@@ -504,7 +502,7 @@ def step(run: Run) -> dict:
     seconds = time.perf_counter() - began
     p.step, p.stage_step = p.step + 1, p.stage_step + 1
     p.tokens, p.seconds = p.tokens + int(text.sum()), p.seconds + seconds
-    hidden = (masks.masked.sum(1) / text)[masks.causal == config.causal]
+    hidden = masks.masked.sum(1) / text
     return {"loss": loss, "lr": rate, "mask_rate": float(hidden.mean()), "grad_norm": norm,
             "tokens_per_second": int(text.sum()) / seconds, "memory_gb": peak_memory_gb(run.where)}
 
@@ -557,8 +555,7 @@ def micro_batches(run: Run, rows: list[Tensor], masks: Masks) -> Iterator[tuple[
     for i in range(0, len(rows), size):
         tokens = pad(rows[i:i + size], run.net.config.pad_id)
         masked = masks.masked[i:i + size, :tokens.shape[1]]
-        part = Masks(masked, masks.weight[i:i + size], masks.causal[i:i + size])
-        yield tokens.to(run.where), Masks(*(x.to(run.where) for x in part))
+        yield tokens.to(run.where), Masks(masked.to(run.where), masks.weight[i:i + size].to(run.where))
 
 
 def agree(value: float, how, where: torch.device) -> float:
@@ -938,7 +935,6 @@ def print_plan(run: Run) -> None:
     for stage, part, each in zip(stages, run.plan, seconds):
         low, high = stage["mask_rate"]
         rate = 1.0 if causal else (1 - stage["replay"]) * (low + high) / 2 + stage["replay"] / 2
-        rate += causal_share * (1 - rate)
         of_stage = training_flops(config, part.tokens, int(part.tokens * rate), part.length)
         flops += of_stage
         table.add_row(stage["name"], stage["data"], f"{low}-{high}", f"{part.steps:,}", f"{part.tokens:,}",

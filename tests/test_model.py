@@ -34,6 +34,12 @@ def exact_bound(net, row):
     return total / length
 
 
+@pytest.fixture(params=[{}, {"conv": 5}], ids=["plain", "conv"])
+def parts(request):
+    """What a network may have beyond the plain one."""
+    return request.param
+
+
 # ---- the network
 
 def test_rms_norm_is_float32_inside_and_keeps_the_dtype():
@@ -63,10 +69,10 @@ def test_swiglu_width(d, width):
     assert Config(10, n_embd=d, n_head=1).mlp_width == width == math.ceil(8 * d / 3 / 64) * 64
 
 
-def test_causal_sees_only_the_past_and_diffusion_sees_all():
+def test_causal_sees_only_the_past_and_diffusion_sees_all(parts):
     row = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
     for causal in (True, False):
-        net = tiny(causal)
+        net = tiny(causal, **parts)
         before = net(row)
         for j in range(8):
             other = row.clone()
@@ -75,16 +81,39 @@ def test_causal_sees_only_the_past_and_diffusion_sees_all():
             assert changed.tolist() == ([i > j for i in range(8)] if causal else [True] * 8)
 
 
-def test_padding_changes_nothing():
+def test_padding_changes_nothing(parts):
     row = torch.tensor([[0, 1, 5, 3, 4]])                            # 5 is [MASK]
     for causal in (True, False):
-        net = tiny(causal)
+        net = tiny(causal, **parts)
         padded = torch.cat((row, torch.full((1, 6), net.config.pad_id)), dim=1)
         torch.testing.assert_close(net(padded)[:, :5], net(row), rtol=1e-4, atol=1e-5)
 
 
-def test_logits_where_asked_are_those_of_the_whole_and_cover_text_alone():
-    net, row = tiny(), torch.tensor([[0, 5, 2, 5], [5, 1, 1, 3]])
+def test_the_convolution_by_hand():
+    x = torch.tensor([[[1.0, 1.0], [10.0, 2.0], [100.0, 3.0]]])
+    for causal, whole, cut in ((False, [[43.0, 1.0], [431.0, 12.0], [310.0, 23.0]], [31.0, 12.0]),
+                               (True, [[5.0, 1.0], [52.0, 2.0], [521.0, 13.0]], [52.0, 2.0])):
+        conv = m.ShortConvolution(3, 2, causal)
+        conv.weight.data = torch.tensor([[1.0, 10.0], [2.0, 0.0], [4.0, 0.0]])      # from left to right
+        assert conv(x, None).tolist() == [whole]
+        assert conv(x, torch.tensor([[True, True, False]]))[0, 1].tolist() == cut
+
+
+def test_words_with_the_same_neighbours_begin_with_like_embeddings():
+    """Of twelve words, the first two stand in the same places, as do the next two; the others follow at random."""
+    rng = torch.Generator().manual_seed(0)
+    pick = torch.randint(0, 2, (600, 2), generator=rng)
+    text = torch.stack((4 + torch.arange(600) % 3, pick[:, 0], 7 + torch.arange(600) % 3, 2 + pick[:, 1]), 1).flatten()
+    config = Config(15, n_embd=8, n_head=1)
+    table = m.cooccurrence_embedding(text, config, seed=1)
+    alike = torch.nn.functional.cosine_similarity(table[:10, None], table[None, :10], dim=-1)
+    assert alike[0, 1] > 0.99 and alike[2, 3] > 0.99 and alike[0, 2] < 0.9
+    torch.testing.assert_close(table[:10].norm(dim=1), torch.full((10,), 0.02 * 8 ** 0.5))
+    assert table[10:].std().item() == pytest.approx(0.02, rel=0.5) and torch.equal(table, m.cooccurrence_embedding(text, config, seed=1))
+
+
+def test_logits_where_asked_are_those_of_the_whole_and_cover_text_alone(parts):
+    net, row = tiny(**parts), torch.tensor([[0, 5, 2, 5], [5, 1, 1, 3]])
     where = row == 5
     assert net(row).shape == (2, 4, 5)
     torch.testing.assert_close(net(row, where), net(row)[where])
@@ -97,11 +126,11 @@ def test_residual_projections_start_smaller():
             assert p.std().item() == pytest.approx(0.02 / 4 if "_out" in name else 0.02, rel=0.05), name
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+def test_gradient_checkpointing_gives_the_same_gradients(parts):
     row = torch.randint(0, 5, (2, 8))
     grads = []
     for checkpointing in (False, True):
-        net = tiny().train()
+        net = tiny(**parts).train()
         net.checkpointing = checkpointing
         net(row).square().sum().backward()
         grads.append([p.grad for p in net.parameters()])
@@ -128,8 +157,8 @@ def test_uniform_logits_cost_log_v_per_token():
     assert m.held_out_bound(net, [row[0]], points=7).per_sequence.item() == pytest.approx(16 * math.log(5), rel=1e-5)
 
 
-def test_monte_carlo_loss_agrees_with_exact_enumeration():
-    net, row = tiny(), torch.tensor([0, 1, 4, 2, 2])
+def test_monte_carlo_loss_agrees_with_exact_enumeration(parts):
+    net, row = tiny(**parts), torch.tensor([0, 1, 4, 2, 2])
     exact = exact_bound(net, row)
     generator, estimates = torch.Generator().manual_seed(0), []
     with torch.no_grad():
@@ -141,8 +170,8 @@ def test_monte_carlo_loss_agrees_with_exact_enumeration():
     assert m.held_out_bound(net, [row], points=3000).per_sequence.item() == pytest.approx(exact, rel=0.02)
 
 
-def test_causal_loss_is_the_exact_likelihood():
-    net, row = tiny(causal=True), torch.tensor([[0, 1, 4, 2, 2]])
+def test_causal_loss_is_the_exact_likelihood(parts):
+    net, row = tiny(causal=True, **parts), torch.tensor([[0, 1, 4, 2, 2]])
     exact = -net(row).log_softmax(-1)[0].gather(1, row.T).sum().item()
     assert m.weighted_loss(net, row, m.draw_masks(row, net.config), net.config).item() == pytest.approx(exact, rel=1e-5)
     assert m.held_out_bound(net, [row[0]]).per_sequence.item() == pytest.approx(exact, rel=1e-5)
