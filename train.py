@@ -856,7 +856,7 @@ class Display:
                             console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=total, completed=done)
         self.bar.start()
-        self.printed = time.time()
+        self.printed, self.steps = time.time(), 0
 
     def step(self, run: Run, line: dict) -> None:
         p = run.progress
@@ -866,6 +866,11 @@ class Display:
                 f"rate {line['mask_rate']:.2f} {line['tokens_per_second']:,.0f} tok/s, "
                 f"{left / 60:.0f} min left in the stage")
         self.bar.update(self.task, completed=p.step, description=text)
+        self.steps += 1
+        if self.steps == 3:
+            rest = p.seconds / p.stage_step * (self.bar.tasks[0].total - p.step)
+            self.say(f"about {duration(rest)} to go; Ctrl-C stops, --resume goes on"
+                     + ("; config/demo.py takes minutes" if rest > 3600 else ""))
         if not self.console.is_terminal and time.time() - self.printed > 10:
             self.say(f"step {p.step:,} of {self.bar.tasks[0].total:,}: {text}")
 

@@ -102,6 +102,27 @@ def test_no_held_out_window_is_in_a_training_stream(prepared):
             assert not (windows[held_out] & windows[stage]) - text
 
 
+@pytest.mark.parametrize("name", ["stage1_train", "stage2_train", "stage3_train"])
+def test_steps_have_equal_tokens_and_the_text_is_cut_anew_each_epoch(prepared, name):
+    stream, starts = train.Stream(str(prepared / "data/book"), name), set()
+    for epoch in range(20):
+        batches = stream.epoch(128, 1024, np.random.default_rng(epoch))
+        tokens = [int(np.diff(batch).sum()) for batch in batches]
+        assert len(batches) == stream.batches_per_epoch(128, 1024) and max(tokens) - min(tokens) <= 128
+        pieces = np.concatenate(batches)
+        lengths = np.diff(pieces)[:, 0]
+        assert lengths.max() <= 128 and len(np.unique(pieces[:, 0])) == len(pieces)
+        if name == "stage3_train":                                   # whole rows: all but a row's worth of the text
+            assert (lengths == 128).all() and lengths.sum() > len(stream.tokens) - 128
+        else:                                                        # each example, whole
+            assert lengths.sum() == len(stream.tokens)
+        starts |= {int(start) % 128 for start in pieces[:, 0]}
+    if name == "stage3_train":
+        assert len(starts) >= 15                                     # of 128 places, in 20 epochs
+        ring = stream.rows([(len(stream.tokens) - 3, len(stream.tokens) + 2)])[0].tolist()
+        assert ring == [*stream.tokens[-3:].tolist(), *stream.tokens[:2].tolist()]
+
+
 def train_here(folder, arguments):
     """train.py, in the process at hand: one forked from a server that has imported torch starts in a tenth of the time."""
     os.chdir(folder)
@@ -217,6 +238,43 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(folder, monkeypa
     with pytest.raises(SystemExit) as stopped:
         train.main()
     assert stopped.value.code == 2 and "memory_efficient" in capsys.readouterr().err
+
+
+def test_a_resumed_run_knows_its_book_its_precision_and_what_was_given(folder):
+    """Whatever is prepared meanwhile; and what the command line gives wins, also where it gives a default."""
+    given = ["--dtype=bfloat16", "--patience=7"]
+    assert script("train.py", *QUICK, *given, cwd=folder).returncode == 0
+    (folder / "other.txt").write_text("One thing. Another thing. A third thing came by.\n\n" * 60, encoding="utf-8")
+    assert script("prepare.py", "other.txt", cwd=folder).returncode == 0
+    for more in ([], ["--dataset=book"], ["--patience=0"]):
+        done = script("train.py", "--resume", *more, cwd=folder)
+        assert done.returncode == 0 and ", bfloat16" in done.stderr and " book, " in done.stderr, done.stderr
+        knobs = json.loads((folder / "out/config.json").read_text())
+        assert knobs["patience"] == (0 if "--patience=0" in more else 7) and knobs["dtype"] == "bfloat16"
+    refused(script("train.py", "--resume", "--dataset=other", cwd=folder), "dataset='other'", "dataset='book'")
+    refused(script("train.py", "--resume", "--stages[1].replay=0.1", cwd=folder), "stages[1].replay=0.1", "replay=0.5")
+
+
+def test_a_finished_run_can_be_given_more_steps_and_logs_each_stage_once(folder):
+    assert script("train.py", *QUICK, *STAGES, cwd=folder).returncode == 0
+    before = log_of(folder)
+    done = script("train.py", "--resume", "--stages[2].max_steps=20", cwd=folder)
+    lines, results = log_of(folder), json.loads((folder / "out/curriculum_results.json").read_text())
+    assert done.returncode == 0 and [r["steps"] for r in results] == [12, 12, 20], done.stderr
+    assert [line["stage"] for line in lines if line.get("event") == "stage"] == [1, 2, 3]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, 45)) and lines[:len(before) - 2] == before[:-2]
+
+
+def test_held_out_text_has_no_part_in_the_first_weights(folder):
+    """Nor has it in any step: only the bound knows it."""
+    assert script("train.py", *QUICK, "--out_dir=a", cwd=folder).returncode == 0
+    for name in ("val.bin", "val.idx"):
+        (folder / "data/book" / name).write_bytes((folder / "data/book" / name.replace("val", "test")).read_bytes())
+    assert script("train.py", *QUICK, "--out_dir=b", cwd=folder).returncode == 0
+    a, b = (m.load_checkpoint(str(folder / out / "latest.pt")) for out in "ab")
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    assert a["training"]["val_bits_per_byte"] != b["training"]["val_bits_per_byte"]
 
 
 def test_resuming_something_else_is_refused_by_name(folder):
