@@ -224,8 +224,8 @@ class Found:
 
 MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"     # noncharacters: of markup; before a heading; before kept spaces
 FOREIGN = {b"%PDF-": "PDF", b"{\\rtf": "RTF", b"\xd0\xcf\x11\xe0\xa1": "DOC", b"BOOKM": "MOBI"}
-TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|div|"
-                    r"span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
+TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|"
+                    r"div|span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
 
 
 def read_book(path, found=None):
@@ -348,9 +348,10 @@ def read_epub(raw, found):
 
 
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6", "subtitle")
-EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"} | dict.fromkeys((*HEADINGS, *(
-    "address article aside blockquote body caption center cite dd div dl dt empty-line epigraph figcaption "
-    "figure footer form header hr li main ol p poem pre section stanza table text-author ul").split()), 2 * "\n")
+BLOCKS = ("address article aside blockquote body caption center cite dd div dl dt empty-line epigraph "
+          "figcaption figure footer form header hr li main ol p poem pre section stanza table text-author ul")
+EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"}
+EDGES |= dict.fromkeys((*BLOCKS.split(), *HEADINGS), "\n\n")
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
 NOT_THE_AUTHORS = {kind: (re.compile(rf"(doc-)?({words})[-_.]?\d*", re.I), most) for kind, words, most in (
     # kind, words of class, id, epub:type or role that mark it, characters that it has at most
@@ -1155,7 +1156,7 @@ def advice(statistics):
              f"not {wanted:.0%}, for its paragraphs are very long or few. Try another --seed."),
             (known > 0.1, f"{known:.0%} of {name} is repeated word for word in the training text: the book "
              "repeats itself, and its figures will flatter the model."),
-            (split["leaked"], f"{split['leaked']} passages of {name} are in the training data, which is a bug.")]
+            (split["leaked"], f"{split['leaked']} passages of {name} are in the training data: it is a bug.")]
     for name, stage in (("I", stages["1"]), ("II", stages["2"])):
         checks += [
             (stage["repeated_examples"], f"Stage {name} found too few examples and repeats "
