@@ -224,8 +224,8 @@ class Found:
 
 MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"     # noncharacters: of markup; before a heading; before kept spaces
 FOREIGN = {b"%PDF-": "PDF", b"{\\rtf": "RTF", b"\xd0\xcf\x11\xe0\xa1": "DOC", b"BOOKM": "MOBI"}
-TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|div|"
-                    r"span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
+TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|"
+                    r"div|span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
 
 
 def read_book(path, found=None):
@@ -267,16 +267,18 @@ def decode(raw, found):
     lines = [(line, line.decode("utf-8", "ignore").encode() == line) for line in lines]
     strange = [line for line, right in lines if not right]
     head = [line for line, _ in lines[:200] if line.isascii()]      # where an encoding may be declared
-    declared = re.search(rb"^Character set encoding: *([\w-]+)", b"\n".join(head), re.M)
+    declared = re.search(rb"(?m)^Character set encoding: *(?!utf)([\w -]*\d)", b"\n".join(head), re.I)
     guesses = chardet.detect_all(b"\n".join(head + strange), max_bytes=10**6)
     near = 0.95 * (guesses[0]["confidence"] or 0)
     guesses.sort(key=lambda guess: guess["encoding"] != "Windows-1252" or guess["confidence"] < near)
-    name = encoding or (declared[1].decode() if declared else guesses[0]["encoding"]) or ""
+    name = encoding or guesses[0]["encoding"] or ""
+    with contextlib.suppress(LookupError, TypeError):
+        name = encoding or codecs.lookup(declared[1].decode()).name
     if not name:
         raise ValueError("is not text: the book must be .txt, .html, .epub or .fb2")
     if not encoding and not strange and not re.match("ISO-2022|HZ|UTF-7", name):     # which look like ASCII
         return raw.decode("utf-8-sig"), "UTF-8"
-    if re.fullmatch("iso-8859-1|(us-)?ascii", name, re.I):          # as browsers do
+    if re.fullmatch("iso-?8859-1|ascii", name, re.I):          # as browsers do
         name = "Windows-1252"
     mixed = not encoding and sum(right and not line.isascii() for line, right in lines) > len(strange) / 10
     try:
@@ -348,9 +350,10 @@ def read_epub(raw, found):
 
 
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6", "subtitle")
-EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"} | dict.fromkeys((*HEADINGS, *(
-    "address article aside blockquote body caption center cite dd div dl dt empty-line epigraph figcaption "
-    "figure footer form header hr li main ol p poem pre section stanza table text-author ul").split()), 2 * "\n")
+BLOCKS = ("address article aside blockquote body caption center cite dd div dl dt empty-line epigraph "
+          "figcaption figure footer form header hr li main ol p poem pre section stanza table text-author ul")
+EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"}
+EDGES |= dict.fromkeys((*BLOCKS.split(), *HEADINGS), "\n\n")
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
 NOT_THE_AUTHORS = {kind: (re.compile(rf"(doc-)?({words})[-_.]?\d*", re.I), most) for kind, words, most in (
     # kind, words of class, id, epub:type or role that mark it, characters that it has at most
@@ -358,7 +361,9 @@ NOT_THE_AUTHORS = {kind: (re.compile(rf"(doc-)?({words})[-_.]?\d*", re.I), most)
     ("notes", "((foot|end|rear|side|trans|t|transcribers?)-?notes?)|marginalia", 100_000),
     ("contents", "toc|landmarks|lo[it]|page-list", 30_000),
     ("licence", "pg[-_]?(header|footer|boilerplate)|imprint|colophon|(un)?copyright(-page)?", 25_000))}
-NOTE_MARK = re.compile(r"[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|\W?[↩↑⤴⇑^]\W?", re.I)
+PG_TITLE = re.compile(r"(The )?Project Gutenberg('s| e-?book of| e-?text of)\W*|\W*Project Gutenberg$", re.I)
+NOTE_MARK = re.compile(r"[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|"
+                       r"\W?([↩↑⤴⇑^]|back|return)\W?", re.I)
 
 
 def _labelled(label, size):
@@ -410,7 +415,7 @@ def markup_text(markup, found, label=""):
     for node in nodes:
         node.tag = etree.QName(node).localname.lower()
         if node.tag in ("title", "book-title") and not found.title:
-            found.title = " ".join("".join(node.itertext()).split())
+            found.title = PG_TITLE.sub("", " ".join("".join(node.itertext()).split()))
         node.tag = "h1" if fiction and node.tag == "title" else node.tag
     for node in nodes:
         if kind := "notes" if fiction and node.tag == "body" and node.get("name") else _not_the_authors(node):
@@ -503,8 +508,8 @@ BEGIN = (r"[^\w\n]*START OF TH(?:E|IS) PROJECT GUTENBERG(?:(?:[^*\n]+\n){1,4}?[^
 FINISH = r"[^\w\n]*(?:the )?(?:end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
 LICENCE = re.compile(r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL LICENSE).*")
 CREDITS = re.compile(r"\s*(?:^[^\w\n]*(?:Produced by|E-?text prepared|This e-?(?:text|book) was|Transcribed|"
-                     r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML version|"
-                     r"Note: (?:Project|Images|There)).*(?:\n.+){0,12}\s*){1,6}", re.I | re.M)
+                     r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
+                     r"Note: (?:Project|Images|There)|http).*(?:\n.+){0,12}\s*){1,6}", re.I | re.M)
 BRACKETED = re.compile(r"\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|"
                        r"footnote|sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|"
                        r"nota d)\b", re.I)
@@ -1031,7 +1036,7 @@ def choose_stages(sentences, scores, roles, separator):
     train = np.array([piece.split == "train" for piece in sentences])
     complexity, centrality = scores["syntactic_complexity"], scores["thematic_centrality"]
     words = scores["words"]
-    whole = (words >= stage1_min_words) & ((scores["clauses"] > 0) | (words > 5))   # Alas! makes no pair
+    whole = (words >= stage1_min_words) & ((scores["clauses"] > 0) | (words > 3))   # Alas! makes no pair
     needed = max(1, math.ceil(min_stage_share * train.sum()))
     tiers, pairs_of = linked_pairs(sentences, roles), {}
 
@@ -1155,7 +1160,7 @@ def advice(statistics):
              f"not {wanted:.0%}, for its paragraphs are very long or few. Try another --seed."),
             (known > 0.1, f"{known:.0%} of {name} is repeated word for word in the training text: the book "
              "repeats itself, and its figures will flatter the model."),
-            (split["leaked"], f"{split['leaked']} passages of {name} are in the training data, which is a bug.")]
+            (split["leaked"], f"{split['leaked']} passages of {name} are in the training data: it is a bug.")]
     for name, stage in (("I", stages["1"]), ("II", stages["2"])):
         checks += [
             (stage["repeated_examples"], f"Stage {name} found too few examples and repeats "
@@ -1404,6 +1409,9 @@ def main():
     try:
         with phases.bars:
             prepare(settings, phases)
+        sys.stdout.flush()
+    except BrokenPipeError:                     # nobody reads the report to its end, but the data is there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         fail("interrupted: earlier data is as it was")
     except OSError as error:
