@@ -71,6 +71,8 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
             if not positional:
                 fail(f"unexpected argument {argument!r}: options are --key=value, config files end in .py")
             assign(knobs, default, kinds, positional, argument)
+    for name, comment in documented(script["__file__"]):
+        in_range(name, knobs[name], comment)
     try:
         script.update(knobs | {name: type(group)(**knobs[name]) for name, group in groups.items()})
     except ValueError as error:
@@ -92,6 +94,23 @@ def documented(path: str):
             comments = [text.strip()[1:].strip() for text in (beside, lines[node.lineno - 2])
                         if text.strip().startswith("#")]
             yield target.id, comments[0] if comments else ""
+
+
+def in_range(name: str, value, comment: str) -> None:
+    """End in fail() where a knob has a value that its comment rules out: the comment ends in the numbers it
+    may be, as [0, 1) or [1, ...), or in the words, as {cooccurrence, normal}. Where a knob takes numbers and
+    words, the range is that of the numbers."""
+    *_, limits = ["", *re.findall(r"[\[({][^\[({]*[\])}]$", comment)]
+    low, _, high = limits[1:-1].partition(", ")
+    fine = True
+    if limits.startswith("{"):
+        fine = value in limits[1:-1].split(", ")
+    elif limits and high and isinstance(value, (int, float)):
+        above = low == "..." or value > float(low) or limits[0] == "[" and value == float(low)
+        below = high == "..." or value < float(high) or limits[-1] == "]" and value == float(high)
+        fine = above and below and value == value
+    if not fine:
+        fail(f"--{name} lies in {limits}, got {value!r}; it is: {comment.removesuffix(limits).strip()}")
 
 
 def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:

@@ -61,20 +61,20 @@ dataset = ""                # name under data/; empty: the book prepared last
 out_dir = "out"             # checkpoints, log and samples go here
 resume = False              # continue the run in out_dir
 dry_run = False             # print the plan and stop
-seed = 1337                 # of weights, batches and masks
+seed = 1337                 # of weights, batches and masks [0, 2000000000]
 device = "auto"             # auto, cpu, cuda, cuda:1, mps
-dtype = "auto"              # auto, float32, bfloat16, float16: the arithmetic's; weights stay float32
+dtype = "auto"              # of the arithmetic; weights stay float32 {auto, float32, bfloat16, float16}
 compile = False             # torch.compile the network: minutes to start, faster steps on a GPU
 # the network
-n_layer = 6                 # transformer blocks
-n_head = 6                  # attention heads
-n_embd = 384                # width
-block_size = 256            # longest row in tokens; the text is cut into such pieces, anew each epoch
-dropout = 0.0               # of residual branches and embeddings
+n_layer = 6                 # transformer blocks [1, 1000]
+n_head = 6                  # attention heads [1, 1000]
+n_embd = 384                # width, n_head times an even number [2, 100000]
+block_size = 256            # longest row, in tokens; text is cut into such pieces, anew each epoch [2, 65536]
+dropout = 0.0               # of residual branches and embeddings [0, 1)
 causal = False              # True: the autoregressive twin, on the same data
-rope_base = 10000.0         # wavelength base of the rotary embeddings
-conv = 5                    # width of the short convolution before attention; 0: none
-embedding_init = "cooccurrence"  # where the embedding starts: cooccurrence (in the training text) or normal
+rope_base = 10000.0         # wavelength base of the rotary embeddings [1, ...)
+conv = 5                    # width of the short convolution before attention; 0: none [0, 99]
+embedding_init = "cooccurrence"  # from the training text, or from chance {cooccurrence, normal}
 # the curriculum: each stage's stream, its window of mask rates, the share of rows that draw from all of them
 stages = [
     {"name": "foundational", "data": "stage1", "mask_rate": [0.75, 0.90], "replay": 0.5,
@@ -84,30 +84,28 @@ stages = [
     {"name": "refinement", "data": "stage3", "mask_rate": [0.05, 0.20], "replay": 0.5,
      "epochs": 300.0, "max_steps": 0, "lr_factor": 0.5},
 ]
-stage_patience = 0          # evaluations without improvement that end a stage early; 0: its length alone does
-patience = 0                # evaluations without improvement over the best that end the run; 0: never
+stage_patience = 0          # evaluations without improvement that end a stage early; 0: never [0, ...)
+patience = 0                # evaluations without a new best that end the run; 0: never [0, ...)
 carry_over = False          # one optimizer state, warm-up and cosine over all stages; False: fresh in each
 # optimisation
-batch_size: int | str = 8   # rows of block_size tokens in a micro-batch (more if shorter); 'auto': what fits
-grad_accum = 2              # micro-batches in a step; a step has batch_size * grad_accum rows on any machine
-optimizer = "adamw"         # adamw, or muon: torch.optim.Muon for the hidden matrices, AdamW for the rest
-learning_rate = 1e-3        # at its peak in a stage with lr_factor 1
-muon_learning_rate = 0.02   # the hidden matrices' under muon
-min_lr = 0.1                # where the cosine ends, as a share of the peak
-warmup_steps = 100          # linear warm-up, at most a tenth of what it precedes
-beta1 = 0.9                 # AdamW
-beta2 = 0.95                # AdamW
-weight_decay = 0.01         # of matrices; none on norms and the convolution
-embedding_weight_decay = 0.0  # of the tied embedding
-grad_clip = 1.0             # largest gradient norm; 0: no clipping
-label_smoothing = 0.0       # of the training loss; the bound is measured without
-ema = 0.0                   # decay of an average of the weights, evaluated and saved instead; 0: off
-checkpointing: bool | str = "auto"  # recompute activations in backward; 'auto': where a GPU needs it
+batch_size: int | str = 8   # rows of block_size tokens in a micro-batch (more if shorter), or auto [1, 65536]
+grad_accum = 2              # micro-batches in a step, on any number of processes together [1, 65536]
+learning_rate = 1e-3        # AdamW's at its peak in a stage with lr_factor 1 (0, ...)
+min_lr = 0.1                # where the cosine ends, as a share of the peak [0, 1]
+warmup_steps = 100          # linear warm-up, at most a tenth of what it precedes [0, ...)
+beta1 = 0.9                 # AdamW [0, 1)
+beta2 = 0.95                # AdamW [0, 1)
+weight_decay = 0.01         # of matrices; none on norms and the convolution [0, ...)
+embedding_weight_decay = 0.0  # of the tied embedding [0, ...)
+grad_clip = 1.0             # largest gradient norm; 0: no clipping [0, ...)
+label_smoothing = 0.0       # of the training loss; the bound is measured without [0, 1]
+ema = 0.0                   # decay of an average of the weights, evaluated and saved instead; 0: off [0, 1)
+checkpointing: bool | str = "auto"  # recompute activations in backward; auto: where a GPU needs it
 # watching
-eval_interval = 250         # steps between evaluations, each with a checkpoint; a stage's end has one too
-eval_masks = 512            # held-out rows times masks in an evaluation; four times as many in the last
-sample_tokens = 64          # length of the sample beside each evaluation; 0: none
-log_interval = 10           # steps between lines in log.jsonl
+eval_interval = 250         # steps between evaluations with a checkpoint; a stage ends with one [1, ...)
+eval_masks = 512            # held-out rows times masks in an evaluation; in the last four times [1, ...)
+sample_tokens = 64          # length of the sample beside each evaluation; 0: none [0, ...)
+log_interval = 10           # steps between lines in log.jsonl [1, ...)
 tensorboard = True          # write out_dir/tensorboard/ where tensorboard is installed
 wandb_project = ""          # log to this Weights & Biases project as well
 
@@ -192,26 +190,20 @@ def open_book(name: str) -> tuple[str, dict, dict[str, Stream]]:
 
 # ---- optimisation --------------------------------------------------------------------------------
 
-def make_optimizers(net: DiffusionModel) -> list[torch.optim.Optimizer]:
-    """AdamW: weight decay on matrices, its own on the embedding, none on norms and on the
-    convolution, which learns ten times as fast; or Muon for the hidden matrices beside it."""
+def make_optimizer(net: DiffusionModel) -> torch.optim.AdamW:
+    """AdamW: weight decay on matrices, its own on the embedding, none on norms and on the convolution, which
+    learns ten times as fast."""
     named = dict(net.named_parameters())
     near = [p for name, p in named.items() if ".conv." in name]
     hidden = [p for name, p in named.items()
               if p.ndim == 2 and not name.startswith("embedding") and ".conv." not in name]
     groups = [{"params": [net.embedding.weight], "weight_decay": embedding_weight_decay},
               {"params": near, "weight_decay": 0.0, "lr": 10 * learning_rate},
-              {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0}]
-    made = []
-    if optimizer == "muon":
-        made.append(torch.optim.Muon(hidden, lr=muon_learning_rate, weight_decay=weight_decay, momentum=0.95))
-    elif optimizer == "adamw":
-        groups.append({"params": hidden, "weight_decay": weight_decay})
-    else:
-        fail(f"optimizer must be adamw or muon, not {optimizer!r}")
+              {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
+              {"params": hidden, "weight_decay": weight_decay}]
     fused = net.device.type in ("cuda", "cpu")
-    made.append(torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused))
-    for group in (g for o in made for g in o.param_groups):
+    made = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused)
+    for group in made.param_groups:
         group["peak_lr"] = group["lr"]
     return made
 
@@ -227,11 +219,10 @@ def lr_scale(step: int, steps: int) -> float:
 
 
 def pick_dtype(where: torch.device) -> torch.dtype:
-    """The arithmetic's: 'auto' is 16 bits where they are fast, bfloat16 on a GPU that has it, else
-    float16; a CPU needs AMX for it to be worth while."""
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    """The arithmetic's: 'auto' is 16 bits where they are fast, bfloat16 on a GPU that has it, else float16; a
+    CPU needs AMX for it to be worth while."""
     if dtype != "auto":
-        return kinds.get(dtype) or fail(f"dtype must be auto or one of {', '.join(kinds)}, not {dtype!r}")
+        return getattr(torch, dtype)
     if where.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if where.type == "cpu" and torch.cpu._is_amx_tile_supported() else torch.float32
@@ -241,7 +232,7 @@ def pick_dtype(where: torch.device) -> torch.dtype:
 
 @dataclass
 class Progress:
-    """What a run remembers besides its weights and its optimizers; all of it is in latest.pt."""
+    """What a run remembers besides its weights and its optimizer; all of it is in latest.pt."""
     stage: int = 0              # index of the stage at hand; that of none when all are done
     stage_step: int = 0         # steps done in it
     step: int = 0               # steps done in all
@@ -276,7 +267,7 @@ class Run:
     kind: torch.dtype
     net: DiffusionModel
     forward: torch.nn.Module    # net, compiled if so wanted
-    optimizers: list[torch.optim.Optimizer]
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: dict[str, Tensor] | None
     micro: int                  # rows of block_size tokens in a micro-batch
@@ -334,7 +325,7 @@ def settle_knobs() -> tuple[dict, dict | None]:
         saved = load_checkpoint(path)
     except (OSError, ValueError) as error:
         fail(f"{error}; there is also {best}" if os.path.exists(best) else error)
-    if "optimizers" not in saved:
+    if "optimizer" not in saved:
         fail(f"{path} cannot be resumed: it holds a model but not the state of its training")
     before = saved["training"]["knobs"] | {"dataset": saved["training"]["dataset"]}
     here = {"resume": True, "dry_run": dry_run, "out_dir": out_dir}
@@ -367,13 +358,15 @@ def check_stages() -> None:
             fail(f"--stages[{i}].mask_rate wants two numbers, 0 <= low < high <= 1, got {rates}")
         if stage["data"] not in ("stage1", "stage2", "stage3"):
             fail(f"--stages[{i}].data is stage1, stage2 or stage3, got {stage['data']!r}")
-        if not (0 <= stage["replay"] <= 1 and stage["epochs"] > 0 and stage["max_steps"] >= 0):
-            fail(f"--stages[{i}] ({stage['name']}) needs 0 <= replay <= 1, epochs > 0 and max_steps >= 0")
+        limits = {"replay": (0, 1), "epochs": (1e-9, 1e9), "max_steps": (0, 1e9), "lr_factor": (1e-9, 1e9)}
+        for key, (low, high) in limits.items():
+            if not low <= stage[key] <= high:
+                fail(f"--stages[{i}].{key} lies between {low} and {high}, got {stage[key]}")
 
 
 def open_run() -> Run:
     """Everything from the command line to the first step: device, processes, book, network,
-    optimizers, and what an earlier run left to go on with."""
+    optimizer, and what an earlier run left to go on with."""
     knobs, saved = settle_knobs()
     check_stages()
     where, kind = open_device()
@@ -391,7 +384,7 @@ def open_run() -> Run:
     scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
     scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
     run = Run(knobs, book, tokenizer, streams, where, kind, net, torch.compile(net) if compile else net,
-              make_optimizers(net), scaler, average, batch_size)
+              make_optimizer(net), scaler, average, batch_size)
     fit_to_memory(run)
     run.effective = saved["training"]["effective_batch"] if saved else run.micro * grad_accum
     run.plan = plan_stages(streams, run.effective)
@@ -425,8 +418,6 @@ def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None
         fail(error)
     set_up_cpu(config)
     net = DiffusionModel(config)
-    if embedding_init not in ("cooccurrence", "normal"):
-        fail(f"embedding_init must be cooccurrence or normal, not {embedding_init!r}")
     if saved:
         net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])
     elif embedding_init == "cooccurrence":
@@ -442,9 +433,8 @@ def fit_to_memory(run: Run) -> None:
     if run.where.type == "cuda":
         capacity = torch.cuda.get_device_properties(run.where).total_memory / 1e9 * 0.9
     size = 1 if batch_size == "auto" else batch_size
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1) or grad_accum < 1:
-        fail("batch_size wants a positive int or 'auto', grad_accum a positive int; "
-             f"got {batch_size!r} and {grad_accum!r}")
+    if isinstance(batch_size, str) and batch_size != "auto":
+        fail(f"--batch_size is a number or auto, got {batch_size!r}")
     run.net.checkpointing = bool(checkpointing)
     if checkpointing == "auto":
         run.net.checkpointing = False
@@ -464,8 +454,7 @@ def fit_to_memory(run: Run) -> None:
 def restore(run: Run, saved: dict) -> None:
     """Go on where the saved run was; in its last stage, if it had ended and is now given more steps."""
     run.progress = p = Progress(**saved["progress"])
-    for optimizer_, state in zip(run.optimizers, saved["optimizers"]):
-        optimizer_.load_state_dict(state)
+    run.optimizer.load_state_dict(saved["optimizer"])
     run.scaler.load_state_dict(saved["scaler"])
     if p.stage == len(stages) and p.results[-1]["steps"] < run.plan[-1].steps:
         done = p.results.pop()
@@ -523,8 +512,7 @@ def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int)
     again."""
     masks, rows = Masks(*(x[RANK::WORLD] for x in masks)), rows[RANK::WORLD]
     while True:
-        for o in run.optimizers:
-            o.zero_grad(set_to_none=True)
+        run.optimizer.zero_grad(set_to_none=True)
         # dropout
         torch.manual_seed(draw_seed(seed, 2, run.progress.step, RANK))
         loss = torch.zeros((), device=run.where)
@@ -581,8 +569,7 @@ def sum_over_processes(net: DiffusionModel, loss: Tensor) -> float:
 
 def unscale_and_clip(run: Run) -> float:
     """Take float16's loss scale off the gradients and bring their norm down to grad_clip; what it was."""
-    for o in run.optimizers:
-        run.scaler.unscale_(o)
+    run.scaler.unscale_(run.optimizer)
     return float(torch.nn.utils.clip_grad_norm_(run.net.parameters(), grad_clip or math.inf))
 
 
@@ -593,21 +580,20 @@ def set_learning_rate(run: Run) -> float:
     if carry_over:
         done, steps = p.step, sum(part.steps for part in run.plan)
     scale = stages[p.stage]["lr_factor"] * lr_scale(done, steps)
-    for group in (g for o in run.optimizers for g in o.param_groups):
+    for group in run.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * scale
     return learning_rate * scale
 
 
 def update_if_finite(run: Run, loss: float, norm: float, rate: float) -> bool:
-    """Step the optimizers, unless loss or gradient is not finite; too many such steps in a row end
+    """Step the optimizer, unless loss or gradient is not finite; too many such steps in a row end
     the run."""
     p, scaler = run.progress, run.scaler
     finite = math.isfinite(loss) and math.isfinite(norm)
     # in float16 a gradient too large for the loss scale is no fault: the scale is halved
     overflow = not finite and scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
     if finite:
-        for o in run.optimizers:
-            scaler.step(o)
+        scaler.step(run.optimizer)
     scaler.update()
     p.overflows += overflow
     p.bad_steps = 0 if finite or overflow else p.bad_steps + 1
@@ -652,7 +638,7 @@ def begin_stage(run: Run) -> None:
     stream, config = run.streams[stage["data"]], run.net.config
     p.stage_best, p.since_stage_best, p.tokens, p.seconds, p.before = math.inf, 0, 0, 0.0, p.bound
     if not carry_over and p.stage > 0:
-        run.optimizers = make_optimizers(run.net)
+        run.optimizer = make_optimizer(run.net)
     # what its masks will be like
     tokens = pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id)
     seen = draw_masks(tokens, config, stage["mask_rate"], generator=torch.Generator().manual_seed(seed))
@@ -756,7 +742,7 @@ def checkpoint(run: Run) -> dict:
 def save_latest(run: Run) -> None:
     """latest.pt: a checkpoint and all that resuming needs."""
     if RANK == 0:
-        whole = {"optimizers": [o.state_dict() for o in run.optimizers], "scaler": run.scaler.state_dict(),
+        whole = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
                  "progress": asdict(run.progress)}
         raw = {"raw": run.net.state_dict()} if ema else {}
         save(f"{out_dir}/latest.pt", checkpoint(run) | whole | raw)

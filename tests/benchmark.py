@@ -63,7 +63,7 @@ def measure(preset, arguments):
     net = m.DiffusionModel(config).to(where).train()
     net.checkpointing = train.checkpointing is True
     run_net = torch.compile(net) if train.compile else net
-    optimizers, scaler = train.make_optimizers(net), torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
+    optimizer, scaler = train.make_optimizer(net), torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
     B, T = train.batch_size, train.block_size
     tokens = torch.randint(config.n_text, (B, T), device=where)
     half = m.Masks((torch.arange(T, device=where) % 2 == 0).expand(B, T), torch.full((B,), 2.0, device=where))
@@ -74,16 +74,13 @@ def measure(preset, arguments):
         scaler.scale(loss).backward()
 
     def update():
-        for o in optimizers:
-            scaler.unscale_(o)
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(net.parameters(), train.grad_clip)
-        for o in optimizers:
-            scaler.step(o)
+        scaler.step(optimizer)
         scaler.update()
 
     def step():
-        for o in optimizers:
-            o.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         for _ in range(train.grad_accum):
             micro_batch()
         update()

@@ -135,7 +135,7 @@ def memory():
             held = torch.cuda.memory_allocated()
             net = m.DiffusionModel(config).to(GPU).train()
             net.checkpointing = checkpointing
-            optimizers = train.make_optimizers(net)
+            optimizer = train.make_optimizer(net)
             tokens = torch.randint(config.n_text, (batch, 512), device=GPU)
             masks = m.Masks((torch.arange(512, device=GPU) % 2 == 0).expand(batch, 512), torch.full((batch,), 2.0, device=GPU))
             after = []
@@ -143,15 +143,14 @@ def memory():
                 with torch.autocast("cuda", kind, enabled=kind != torch.float32):
                     loss = m.weighted_loss(net, tokens, masks, config) / tokens.numel()
                 loss.backward()
-                for o in optimizers:
-                    o.step()
-                    o.zero_grad(set_to_none=True)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
                 del loss
                 after.append(torch.cuda.memory_allocated())
             peak = (torch.cuda.max_memory_allocated() - held) / 1e9
             estimate = m.estimate_memory(config, batch, 512, 4 if kind == torch.float32 else 2, checkpointing)["training_gb"]
             notes.append(f"{peak:.2f} GB measured, {estimate:.2f} estimated ({estimate / peak - 1:+.0%}), {(after[-1] - after[1]) / 1e6:+.1f} MB over {len(after)} steps")
-            del net, optimizers, tokens, masks, o
+            del net, optimizer, tokens, masks
             assert after[-1] == after[1], f"memory grows: {notes}"
             assert abs(estimate / peak - 1) <= TOLERANCE, f"the estimate is off: {notes}"
 

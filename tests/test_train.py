@@ -297,9 +297,35 @@ def test_an_earlier_run_is_moved_aside(folder):
 @pytest.mark.parametrize("arguments, words", [
     (["--lerning_rate=1"], ["learning_rate"]), (["--dataset=nobook"], ["nobook", "never prepared", "book"]), (["--n_head=3"], ["n_embd", "n_head"]),
     (["--stages[0].mask_rate=[0.5, 0.4]"], ["mask_rate"]), (["--stages[0].data=stage9"], ["stage1"]), (["--device=quantum"], ["quantum"]), (["--dtype=float8"], ["float8"]),
-    (["--optimizer=sgd"], ["sgd"]), (["--batch_size=0"], ["batch_size"]), (["--resume"], ["out/latest.pt"]), (["--wandb_project=x"], ["wandb"])])
+    (["--batch_size=0"], ["batch_size"]), (["--resume"], ["out/latest.pt"]), (["--wandb_project=x"], ["wandb"])])
 def test_user_errors(folder, arguments, words):
     refused(script("train.py", *QUICK, *arguments, cwd=folder), *words)
+
+
+OUTSIDE = {"seed": (-1,), "n_layer": (0,), "n_head": (0,), "n_embd": (0, 7), "block_size": (0, 1), "dropout": (-0.1, 1.0), "rope_base": (0.5,),
+           "conv": (-1,), "embedding_init": ("word2vec",), "stage_patience": (-1,), "patience": (-1,), "batch_size": (0, "all"), "grad_accum": (0,),
+           "learning_rate": (0.0, -1.0, "nan"), "min_lr": (-0.1, 9.0), "warmup_steps": (-1,), "beta1": (-0.1, 1.0), "beta2": (-0.1, 2.0),
+           "weight_decay": (-0.1,), "embedding_weight_decay": (-1.0,), "grad_clip": (-1.0,), "label_smoothing": (-0.1, 2.0), "ema": (-0.1, 1.0, 2.0),
+           "eval_interval": (0,), "eval_masks": (0,), "sample_tokens": (-1,), "log_interval": (0,), "dtype": ("float8",), "stages": ([],),
+           "stages[0].replay": (1.5,), "stages[1].epochs": (0.0,), "stages[2].max_steps": (-1,), "stages[0].lr_factor": (-1.0,)}
+
+
+@pytest.mark.parametrize("knob", OUTSIDE)
+def test_a_knob_just_outside_its_range_is_refused_by_name(folder, monkeypatch, capsys, knob):
+    monkeypatch.chdir(folder)
+    for value in OUTSIDE[knob]:
+        monkeypatch.setattr(sys, "argv", ["train.py", f"--{knob}={value}", "--dry_run"])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and said.count("\n") == 1 and knob.split("[")[0] in said, (value, said)
+
+
+def test_every_number_has_a_range():
+    from configurator import documented
+    for name, comment in documented(str(ROOT / "train.py")):
+        if type(getattr(train, name)) in (int, float):
+            assert comment.endswith(("]", ")")) and name in OUTSIDE, name
 
 
 def test_nothing_prepared_and_nothing_trained(tmp_path):
@@ -314,7 +340,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(folder):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("more", [["--causal=True"], ["--optimizer=muon", "--carry_over"], ["--label_smoothing=0.1", "--checkpointing=True"], ["--dtype=bfloat16"], ["--batch_size=auto", "--grad_accum=1"]])
+@pytest.mark.parametrize("more", [["--causal=True"], ["--ema=0.9", "--carry_over"], ["--label_smoothing=0.1", "--checkpointing=True"], ["--dtype=bfloat16"], ["--batch_size=auto", "--grad_accum=1"]])
 def test_variants_lower_the_bound(folder, more):
     done = script("train.py", *QUICK, "--learning_rate=0.01", *more, cwd=folder)
     assert done.returncode == 0, done.stderr
