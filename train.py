@@ -33,7 +33,6 @@ from torch import Tensor
 import model as model_file
 from configurator import configure, fail, write_json
 from model import (
-    SPECIALS,
     Config,
     DiffusionModel,
     Masks,

@@ -1,4 +1,5 @@
-# The full-size model: 12 layers of width 768, 125M parameters with GPT-2's whole vocabulary and about 91M with one book's.
+# The full-size model: 12 layers of width 768, 125M parameters with GPT-2's whole vocabulary, about 91M with
+# one book's.
 n_layer = 12
 n_head = 12
 n_embd = 768
@@ -13,6 +14,7 @@ warmup_steps = 1500        # at most a tenth of the stage
 label_smoothing = 0.1      # softens a model that sees one book hundreds of times
 grad_clip = 1.0
 dropout = 0.1
+conv, embedding_init = 0, "normal"   # not measured at this size yet; both won at 1M parameters
 dtype = "auto"             # bfloat16 where the GPU has it, else float16 with loss scaling; float32 on a CPU
 
 stages[0]["epochs"], stages[1]["epochs"], stages[2]["epochs"] = 75, 150, 300

@@ -1,0 +1,20 @@
+# A night on a GPU of 8 GB, for a novel. Not measured yet: no such GPU was to be had. --dry_run estimates it.
+n_layer = 8
+n_head = 8
+n_embd = 512
+block_size = 512           # as long as prepare.py's examples
+rope_base = 100.0          # as in the demo
+dropout = 0.3              # the text is seen hundreds of times, by a model that could learn it by heart
+
+learning_rate = 6e-4
+min_lr = 0.05
+batch_size = 8             # 8,192 tokens a step
+grad_accum = 2
+carry_over = True          # one warm-up and cosine over all stages
+
+# the demo's stages: simple sentences, then linked pairs, with few masks; then all of the text at all rates
+for _stage, _steps in zip(stages, (500, 4_500, 95_000)):
+    _stage["mask_rate"], _stage["replay"] = [0.05, 0.5], 0.0
+    _stage["epochs"], _stage["max_steps"], _stage["lr_factor"] = 100_000, _steps, 1.0
+stages[2]["mask_rate"] = [0.0, 1.0]
+eval_interval = 1000
