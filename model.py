@@ -436,7 +436,7 @@ def setting(default, meaning: str, low=None, high=None, choices=()):
 class Sampling:
     """How `denoise` fills masks: what sample.py, the page and the evaluation share, defaults and
     limits included."""
-    steps: int = setting(25, "calls of the network per text, or per block", 1, 100_000)
+    steps: int = setting(128, "calls of the network per text, or per block; no more than tokens", 1, 100_000)
     order: str = setting("margin", "which positions are decided first: margin, confidence, entropy or random",
                          choices=("margin", "confidence", "entropy", "random"))
     schedule: str = setting("linear", "how many per step: linear, or cosine (few at first)",
@@ -444,9 +444,9 @@ class Sampling:
     threshold: float | None = setting(None, "also decide whatever is likelier than this (0.9, say)", 0, 1)
     entropy_bound: float | None = setting(None, "also decide as many as keep their summed entropy within "
                                           "this many nats", 0, 10**9)
-    temperature: float = setting(0.6, "0: always the likeliest token; 1: as the model sees it", 0, 100)
-    top_k: int = setting(20, "draw among this many likeliest tokens; 0: all", 0, 10**9)
-    top_p: float = setting(0.85, "and among those that make up this much probability", 1e-6, 1)
+    temperature: float = setting(0.8, "0: always the likeliest token; 1: as the model sees it", 0, 100)
+    top_k: int = setting(0, "draw among this many likeliest tokens; 0: all", 0, 10**9)
+    top_p: float = setting(0.95, "and among those that make up this much probability", 1e-6, 1)
     repetition_penalty: float = setting(1.0, "above 1: tokens of the text are less likely again", 1e-3, 1000)
     remask: float = setting(0.0, "share of the decided tokens that each step takes back", 0, 0.99)
     block_size: int | None = setting(None, "write in blocks of this many tokens, left to right; None: only "
