@@ -2,8 +2,8 @@
 
     python train.py config/demo.py config/memory_efficient.py --learning_rate=3e-4 --stages[0].epochs=10
 
-Config files are Python, executed in order with the knobs as their globals. Unknown names and wrong
-types are errors.
+Config files are Python, executed in order with the knobs as their globals, or a run's saved config.json.
+Unknown names, wrong types and values outside the range that ends a knob's comment are errors.
 """
 import ast
 import contextlib
@@ -65,7 +65,7 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
         elif argument.startswith("--"):
             key, has_value, text = argument[2:].partition("=")
             assign(knobs, default, kinds, key, text if has_value else True)
-        elif argument.endswith(".py"):
+        elif argument.endswith((".py", ".json")):
             knobs = execute(argument, knobs, default, kinds)
         else:
             if not positional:
@@ -119,7 +119,10 @@ def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
     scope = copy.deepcopy(knobs)
     try:
         with open(path, encoding="utf-8") as file:
-            exec(compile(file.read(), path, "exec"), scope)
+            if path.endswith(".json"):
+                scope |= json.load(file)
+            else:
+                exec(compile(file.read(), path, "exec"), scope)
     except OSError as error:
         fail(f"config file {path}: {error.strerror}")
     except Exception as error:  # whatever is wrong in a user's file, its user wants file and line
@@ -153,6 +156,8 @@ def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
             fail(f"unknown key --{key}: there is no {last!r}{nearest(last, keys)}")
         like, kind = holder[last], kinds.get(f"{name}.{last}")
     # a text knob takes its text as it stands
+    if text is True and not isinstance(like, bool) and bool not in getattr(kind, "__args__", ()):
+        fail(f"--{key} wants a value, written --{key}=VALUE")
     if not isinstance(text, bool) and not (isinstance(like, str) and kind in (None, str)):
         # not a literal: a string, if the type allows one
         with contextlib.suppress(ValueError, SyntaxError):

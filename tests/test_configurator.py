@@ -11,6 +11,7 @@ SCRIPT = '''"""A script."""
 import json
 import sys
 from configurator import configure
+from shape import Sampling
 name = "x"               # a text
 # how many
 count = 3
@@ -18,17 +19,32 @@ rate = 0.5
 flag = False
 top_k: int | None = 20
 size: int | str = 8
+share = 0.1              # a part [0, 1)
+kind = "one"             # of two {one, two}
+sampling = Sampling()    # a dataclass: its fields are knobs
 stages = [{"epochs": 75.0, "window": [0.1, 0.2], "data": "a"}, {"epochs": 1.0, "window": [0.3, 0.4], "data": "b"}]
 book = ""
 def main():
     print(json.dumps(configure(globals(), positional="book")))
 main()
 '''
+SHAPE = '''from dataclasses import dataclass, field
+@dataclass
+class Sampling:
+    steps: int = field(default=25, metadata={"meaning": "how long"})
+    order: str = field(default="margin", metadata={"meaning": "which first"})
+    threshold: float | None = field(default=None, metadata={"meaning": "how sure"})
+    temperature: float = field(default=0.8, metadata={"meaning": "how wild"})
+    def __post_init__(self):
+        if self.steps < 1 or self.order not in ("margin", "random"):
+            raise ValueError(f"steps from 1, order margin or random, not {self.steps} and {self.order}")
+'''
 
 
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "shape.py").write_text(SHAPE)
 
     def run(*arguments, **files):
         for stem, text in files.items():
@@ -45,8 +61,22 @@ def refused(done, *words):
 
 def test_values(run):
     got = run("a book.txt", "--name=a=b", "--count=4", "--rate=1", "--flag", "--top_k=None", "--size=auto", "--stages[0].epochs=100", "--stages.1.window[0]=0.35", "--stages[1].data=7")
+    assert got.pop("share") == 0.1 and got.pop("kind") == "one" and got.pop("sampling")["order"] == "margin"
     assert got == {"name": "a=b", "count": 4, "rate": 1.0, "flag": True, "top_k": None, "size": "auto", "book": "a book.txt",
                    "stages": [{"epochs": 100.0, "window": [0.1, 0.2], "data": "a"}, {"epochs": 1.0, "window": [0.35, 0.4], "data": "7"}]}
+
+
+def test_fields_of_a_dataclass_are_knobs_by_either_name_and_in_files(run):
+    got = run("one.py", "--steps=9", "--sampling.order=random", "--threshold=0.5", one="temperature = 1\ntop_k = 3")
+    assert got["top_k"] == 3                                        # a knob of its own name goes before a field
+    assert {k: got["sampling"][k] for k in ("steps", "order", "threshold", "temperature")} == {
+        "steps": 9, "order": "random", "threshold": 0.5, "temperature": 1.0}
+
+
+def test_a_saved_configuration_is_a_config_file(run, tmp_path):
+    whole = run("--count=7", "--stages[0].epochs=4", "--share=0.5", "--steps=3")
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    assert run("config.json") == whole and run("config.json", "--count=8") == whole | {"count": 8}
 
 
 def test_files_compose_in_order_and_arguments_win(run):
@@ -66,7 +96,13 @@ def test_a_stage_may_leave_keys_out(run):
     (["--count=three"], ["count", "int", "'three'"]),
     (["--count=1.5"], ["int", "1.5"]),
     (["--flag=1"], ["bool"]),
-    (["--count"], ["count", "int"]),
+    (["--count"], ["--count=VALUE"]),
+    (["--share=1"], ["share", "[0, 1)", "a part"]),
+    (["--share=-0.1"], ["share", "[0, 1)"]),
+    (["--share=nan"], ["share", "nan"]),
+    (["--kind=other"], ["kind", "{one, two}", "'other'"]),
+    (["--steps=0"], ["steps", "0"]),
+    (["--order=best"], ["order", "margin"]),
     (["--top_k=x"], ["int or None"]),
     (["--stages[0].window=3"], ["list"]),
     (["missing.py"], ["missing.py"]),
