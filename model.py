@@ -864,12 +864,10 @@ def set_up_cpu(config: Config) -> None:
 
     One thread for a model under 10M parameters: two cores make a step of so small a model a third
     faster while nothing else runs, and many times slower when something does, for they wait for
-    each other at every product. OMP_NUM_THREADS overrules it. Freed memory stays with the process,
-    in large pages: a full-size model's activations, given back to the system and fetched again page
-    by page at every layer, cost a third of its training time.
+    each other at every product. OMP_NUM_THREADS overrules it. Freed memory stays with the process:
+    a full-size model's activations, given back to the system and fetched again page by page at every
+    layer, cost a third of its training time.
     """
-    # PyTorch's own switch, read at its first allocation
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         # absent from musl
