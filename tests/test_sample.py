@@ -106,9 +106,10 @@ def test_a_row_does_not_depend_on_its_batch(shapes, n, order, schedule, remask, 
     rows = [row_of(length, int(share * length), i) for i, (length, share) in enumerate(shapes)]
     chosen = {"steps": n, "order": order, "schedule": schedule, "remask": remask, "threshold": threshold, "entropy_bound": bound,
               "block_size": block, "repetition_penalty": penalty}
-    together = generate(NET, rows, list(range(len(rows))), **chosen)
+    net = copy.deepcopy(NET).double()            # in single precision rounding, which padding changes, sometimes tips a choice
+    together = generate(net, rows, list(range(len(rows))), **chosen)
     for i, (row, filled) in enumerate(zip(rows, together)):
-        assert torch.equal(filled, generate(NET, [row], [i], **chosen)[0])
+        assert torch.equal(filled, generate(net, [row], [i], **chosen)[0])
         assert torch.equal(filled[row != MASK], row[row != MASK]) and (filled < N_TEXT).all()
 
 
@@ -404,11 +405,13 @@ def test_batch_writes_results_as_they_come_and_in_order(run, folder):
     assert [r["seed"] for r in results] == [1, 2] * 3 and out.splitlines()[0] == results[0]["text"].splitlines()[0]
 
 
-def test_benchmark_is_a_table(run):
+def test_benchmark_is_a_table_that_fits_fifty_columns(run):
     status, out, _ = run("--benchmark", "--max_tokens=10")
-    rows = [line.split() for line in out.strip().splitlines()]
-    assert status == 0 and rows[0][0] == "order" and [row[:3] for row in rows[1:4]] == [["margin", "8", "8"], ["margin", "25", "10"], ["margin", "64", "10"]]
-    assert len(rows) == 17
+    lines = out.strip().splitlines()
+    rows = [line.split() for line in lines]
+    assert status == 0 and rows[0] == ["order", "steps", "calls", "ms/call", "tokens/s"] and len(rows) == 17
+    assert [row[:3] for row in rows[1:4]] == [["margin", "8", "8"], ["margin", "25", "10"], ["margin", "64", "10"]]
+    assert rows[13][0] == "threshold=0.9" and all(len(row) == 5 for row in rows) and max(map(len, lines)) <= 50
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -433,8 +436,16 @@ def test_a_conversation(folder):
                                  "/show", "/save kept.txt", "/save kept.json", "/remask 9", "/what", "/seed 5", "____(2) lamp", "/help"])
     assert len(out) == 4 and out[0] == out[2] and out[0].startswith("The keeper climbed ") and out[1].split()[:4] == out[0].split()[:4]
     assert out[3].endswith(" lamp") and (folder / "kept.txt").read_text().strip() == out[0] == json.loads((folder / "kept.json").read_text())[0]["text"]
-    for words in ("there is no text yet", "wants float, got 'warm'", "/set takes a knob", "order = 'random'", "1:", "a span of the 3 tokens", "there is no /what", "/undo"):
+    for words in ("there is no text yet", "wants float, got 'warm'", "/set takes a knob", "order = 'random'", "1:", "a span of the 3 tokens",
+                  "there is no /what", "/undo", "saved in kept.txt", "saved in kept.json", "seed = 5"):
         assert words in err
+    assert err.count("order = ") == 2 and err.count("seed = ") == 2          # once when it is set, once in /show; no less, no more
+
+
+def test_a_value_that_cannot_be_is_not_kept(folder):
+    _, err = converse(folder, ["/set temperature -1", "/set order best", "/show"])
+    assert "temperature is a number from 0" in err and "order is one of" in err
+    assert "temperature = 0.6" in err and "order = 'margin'" in err
 
 
 def test_ctrl_c_stops_the_text_and_not_the_program(folder):
@@ -504,6 +515,71 @@ def screens(received):
             assert code[-1] in "mhl", f"an escape code that this terminal does not know: {code!r}"
         assert y >= 0
     return kept, [line for line in screen if line.strip()]
+
+
+def talk(folder, *arguments, typed, columns=60):
+    """sample.py with stdin, stdout and stderr on one pseudo-terminal: what appears there when `typed` is typed."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
+    without = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR")}
+    program = subprocess.Popen([sys.executable, SCRIPT, *arguments], cwd=folder, stdin=theirs, stderr=theirs, stdout=theirs,
+                               env=without | {"TERM": "xterm-256color"})
+    os.close(theirs)
+    received = os.read(ours, 11)
+    with contextlib.suppress(OSError):
+        while chunk := os.read(ours, 65536):
+            received += chunk
+            if typed and b"> " in received:
+                os.write(ours, typed.encode())
+                typed = ""
+    os.close(ours)
+    return received.decode(), program.wait()
+
+
+def test_a_conversation_at_a_terminal(folder):
+    """Says at once that it loads; moves and has colour without being asked; breaks text between words."""
+    received, status = talk(folder, "--interactive", "--speed=50", "--max_tokens=40", typed="The keeper climbed\n/seed 7\n/quit\n")
+    assert status == 0 and received.startswith("loading ...")
+    assert "step 5/25" in received and re.search(r"\x1b\[1;34m.*> ", received) and "seed = 7" in received
+    text = received[received.rindex("\x1b[1mThe keeper climbed"):received.index("seed = 7")]
+    lines = [re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", line).rstrip() for line in text.split("\n")]
+    once = " ".join(lines)
+    assert all(len(line) <= 60 for line in lines)
+    for left, right in itertools.pairwise(lines):
+        if right and left and not left.startswith(">") and not right.startswith(">"):
+            assert len(left) + 1 + len(right.split()[0]) > 60 or not right[0].isalpha(), once      # a line ends where no word fits
+
+
+def test_a_batch_shows_how_far_it_is_and_prints_what_is_done(folder):
+    (folder / "many.txt").write_text("The keeper\n" * 9, encoding="utf-8")
+    received, out, status = record(folder, "--batch=many.txt", "--max_tokens=300", "--steps=40", columns=100)
+    shown = received.decode()
+    percents = {int(p) for p in re.findall(r"(\d+)%", shown)}
+    assert status == 0 and out.count("The keeper") >= 9 and shown.count("seed 1:") == 9
+    assert len(percents - {0, 100}) > 3 and re.search(r"[1-8]/9 texts", shown)           # it moves within a batch, and ends batch by batch
+
+
+def test_a_reader_who_stops_early_is_no_error(folder):
+    program = subprocess.Popen([sys.executable, SCRIPT, "--num_samples=3", "--max_tokens=20"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    program.stdout.close()
+    err = program.stderr.read()
+    assert program.wait() == 0 and "Traceback" not in err and "Broken" not in err and "Exception" not in err
+
+
+def test_animations_are_saved(folder, run):
+    from PIL import Image
+    status, out, _ = run("The keeper", "--max_tokens=10", "--steps=4", "--save_animation=a.gif")
+    with Image.open(folder / "a.gif") as gif:
+        frames, durations = gif.n_frames, []
+        for i in range(frames):
+            gif.seek(i)
+            durations.append(gif.info["duration"])
+    assert status == 0 and frames == 5 and durations[-1] == 4000 and max(durations[:-1]) == 200
+    status, out, _ = run("The keeper", "--max_tokens=10", "--steps=4", "--save_animation=a.html")
+    page = (folder / "a.html").read_text(encoding="utf-8")
+    frames = json.loads(re.search(r'id="frames">(.*?)</script>', page)[1])
+    assert status == 0 and len(frames) == 5 and "INTERVAL" not in page
+    assert "".join(cell for cell, _ in frames[-1]).strip() == out.strip()
 
 
 def test_a_recording_of_the_animation(folder):
