@@ -168,6 +168,14 @@ def test_it_writes_what_sample_writes(url, loaded):
     assert generate(url, **{**asked, "seed": 78})[-1]["tokens"] != expected
 
 
+def test_a_suffix_is_joined_as_sample_joins_it(url, loaded):
+    model, tokenizer, _ = loaded
+    parts = sample.parts_of("She", {"suffix": "and so it ended.", "max_tokens": 5}, gaps=False)
+    start, *_, done = generate(url, prompt="She", suffix="and so it ended.", max_tokens=5, steps=2)
+    assert start["tokens"] == sample.canvas(tokenizer, parts, model.config).tolist()
+    assert done["text"].startswith("She") and done["text"].endswith(" and so it ended.")
+
+
 def test_what_is_taken_back_is_said(url):
     start, *steps, done = generate(url, max_tokens=24, steps=12, remask=0.3, seed=1)
     row, taken = list(start["tokens"]), 0
@@ -204,6 +212,25 @@ def test_a_branch_changes_only_what_was_masked(url, loaded):
     assert [m["type"] for m in heard] == ["start", "done"] and heard[-1]["tokens"] == row
 
 
+def test_what_has_become_least_likely_is_taken_back(url, loaded, folder):
+    model, tokenizer, _ = loaded
+    row = tokenizer.encode((folder / "data/tale/text.txt").read_text(encoding="utf-8"))[:420]            # longer than the model's context
+    start, *_, done = generate(url, tokens=row, adapt=list(range(10, 110)), steps=2)
+    back = [i for i, token in enumerate(start["tokens"]) if token == model.config.mask_id]
+    assert len(back) == 20 and set(back) <= set(range(10, 110))                                         # a fifth of what may be
+    assert [token for i, token in enumerate(done["tokens"]) if i not in back] == [token for i, token in enumerate(row) if i not in back]
+    model.eval()
+    chances = {}
+    with torch.no_grad():
+        for hidden in (list(range(10, 110))[k::4] for k in range(4)):
+            masked = torch.tensor(row[:384])[None]
+            where = torch.zeros_like(masked, dtype=torch.bool)
+            masked[0, hidden], where[0, hidden] = model.config.mask_id, True
+            chances |= {i: float(log_p[row[i]]) for i, log_p in zip(hidden, model(masked, where).log_softmax(1))}
+    assert max(chances[i] for i in back) <= min(p for i, p in chances.items() if i not in back) + 1e-4
+    assert generate(url, tokens=row, adapt=[1.5])[0]["type"] == generate(url, tokens=row, adapt=[420])[0]["type"] == "error"
+
+
 @pytest.mark.parametrize("wrong", [
     {"steps": 0}, {"steps": 10**30}, {"steps": True}, {"steps": 2.0}, {"steps": "8"}, {"steps": None}, {"steps": [1]}, {"max_tokens": 0}, {"max_tokens": 1025},
     {"temperature": -0.1}, {"temperature": 1e999}, {"temperature": {}}, {"top_k": -1}, {"top_k": 10**9}, {"top_p": 0}, {"top_p": 1.01}, {"remask": 1},
@@ -211,7 +238,7 @@ def test_a_branch_changes_only_what_was_masked(url, loaded):
     {"order": "__class__"}, {"order": ["margin"]}, {"schedule": 3}, {"prompt": 7}, {"prompt": "x" * 8001}, {"prompt": "\ud800"}, {"suffix": None},
     {"prompt": "word " * 1500}, {"template": []}, {"template": "____(2000)"}, {"template": "____(99999999999999999999)"}, {"template": "____(2) " * 900},
     {"tokens": []}, {"tokens": "abc"}, {"tokens": [0, True]}, {"tokens": [-1]}, {"tokens": [0] * 1025}, {"tokens": [1.0]}, {"tokens": [10**20]},
-    {"checkpoint": "../../etc/passwd"}, {"device": "cuda"}, {"__proto__": 1}, {"": 0}], ids=lambda wrong: json.dumps(wrong)[:40])
+    {"adapt": 3}, {"adapt": [True]}, {"adapt": [-1]}, {"twin": True}, {"twin": 0}, {"twin": "x"}, {"checkpoint": "../../etc/passwd"}, {"device": "cuda"}, {"__proto__": 1}, {"": 0}], ids=lambda wrong: json.dumps(wrong)[:40])
 def test_what_is_out_of_range_is_refused_by_name(url, wrong):
     text = json.dumps({"type": "generate", "steps": 1, "max_tokens": 2, **wrong}).replace("Infinity", "1e999")
     with connected(url) as client:
@@ -340,8 +367,29 @@ def test_foreign_origin_cannot_open_a_websocket(url):
         assert ask(client, max_tokens=2, steps=1)[-1]["type"] == "done"
 
 
+@pytest.mark.parametrize("outer, host, origin", [
+    ("http://localhost:8080", "localhost:8080", "http://localhost:8080"), ("http://localhost", "localhost", "http://localhost"),
+    ("https://books.example.org", "books.example.org", "https://books.example.org"), ("https://abc-5.app.example.dev", None, "https://abc-5.app.example.dev")])
+def test_behind_a_tunnel_or_a_proxy(loaded, outer, host, origin):
+    model, tokenizer, _ = loaded
+
+    def answer(addresses, host, origin, path="/api/model"):
+        writer = serve.Writer(model, None, tokenizer, serve.Book(None, tokenizer))
+        app = serve.create_app(writer, {}, "127.0.0.1", 5000, serve.outer_addresses(addresses))
+        return app.test_client().get(path, headers={"Host": host or "localhost:5000", "Origin": origin})
+
+    refused = answer("", host, origin)
+    assert refused.status_code in (400, 403) and b"--origin=" in refused.data and b"vocabulary" not in refused.data
+    assert answer(f"https://other.example,{outer}/", host, origin).status_code == 200
+    assert answer(outer, "localhost:5000", "http://localhost:5000").status_code == 200                  # and still at its own
+    for stranger in ("http://evil.example", origin + ".evil.example", origin.replace("//", "//evil."), "null"):
+        assert answer(outer, host, stranger).status_code == 403
+    assert answer(outer, "evil.example", origin).status_code == 400
+
+
 def test_headers_and_paths(url):
     response, page = request(url)
+    assert (ROOT / "page.css").read_bytes() in page                                          # type and colours are the report's too
     policy = dict(part.strip().split(" ", 1) for part in response.headers["Content-Security-Policy"].split(";"))
     for tag in ("script", "style"):
         inline = re.search(rf"<{tag}>(.*?)</{tag}>".encode(), page, re.S)[1]
@@ -368,6 +416,20 @@ def test_the_dashboard(url, loaded, folder):
     assert about["prompts"] and all(prompt in " ".join(book.split()) for prompt in about["prompts"])
     vocabulary = json.loads(request(url, "/api/vocabulary")[1])
     assert [token.encode("latin-1") for token in vocabulary] == tokenizer.tokens
+
+
+def test_the_title_is_the_books_own(tmp_path, loaded, folder, monkeypatch):
+    model, tokenizer, saved = loaded
+    data = tmp_path / "data/tale"
+    data.mkdir(parents=True)
+    for name in ("text.txt", "segments.jsonl", "statistics.json"):
+        (data / name).write_bytes((folder / "data/tale" / name).read_bytes())
+    statistics = json.loads((data / "statistics.json").read_text(encoding="utf-8"))
+    (data / "statistics.json").write_text(json.dumps(statistics | {"title": "The Tale of an Anvil"}), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    book = serve.Book("tale", tokenizer)
+    assert serve.dashboard(model, tokenizer, saved, book, {})["book"] == "The Tale of an Anvil"
+    assert book.passage and book.passage in " ".join((data / "text.txt").read_text(encoding="utf-8").split())
 
 
 def test_copies_are_found_and_shown(url, loaded, folder):
@@ -401,7 +463,8 @@ def test_every_copied_run_is_marked_and_no_other(text, row):
 
 def test_user_errors_end_in_one_line(folder, tmp_path, url):
     taken = url.rsplit(":", 1)[1]
-    for cwd, argument, word in ((tmp_path, "--port=0", "train.py"), (folder, f"--port={taken}", "--port")):
+    for cwd, argument, word in ((tmp_path, "--port=0", "train.py"), (folder, f"--port={taken}", "--port"), (folder, "--origin=books.example.org", "https://"),
+                                (folder, "--race=nowhere", "nowhere")):
         result = subprocess.run([sys.executable, ROOT / "serve.py", argument], cwd=cwd, capture_output=True, text=True, timeout=60)
         assert result.returncode == 2 and result.stderr.count("\n") == 1 and word in result.stderr, result.stderr
 
