@@ -41,16 +41,16 @@ device = ""                   # cpu, cuda, mps; empty: a GPU if there is one
 prompt = ""                   # the text to continue; empty: write from nothing
 suffix = ""                   # text that follows what is written (after a space, if it begins with a word)
 template = ""                 # text with gaps to fill: ____ of any length, ____(12) of twelve tokens
-max_tokens = 128              # how many tokens to write after the prompt
-num_samples = 1               # texts per prompt, from the seeds seed, seed + 1, ...
-seed = 1                      # where chance begins
+max_tokens = 128              # how many tokens to write after the prompt [1, ...)
+num_samples = 1               # texts per prompt, from the seeds seed, seed + 1 and on [1, ...)
+seed = 1                      # where chance begins [0, ...)
 sampling = Sampling()         # how text is drawn; model.py says what its fields, knobs as well, may be
 gap_lengths = [1, 2, 3, 5, 8]  # tokens to try in a gap of unknown length; the likeliest text is kept
 output = ""                   # a JSON file for the results
 batch = ""                    # a file of prompts or templates, one a line; texts come as they are done
 interactive = False           # a prompt to type at; /help says what it knows
 animate: bool | None = None   # watch the text appear; None: where --interactive has a terminal
-speed = 1.0                   # of the animation: 2 is twice as fast, 0 does not wait
+speed = 1.0                   # of the animation: 2 is twice as fast, 0 does not wait [0, ...)
 draft = False                 # in animations, show what the model would put under the masks
 save_animation = ""           # FILE.html or FILE.gif: the first text's animation, to keep
 benchmark = False             # tokens per second over steps and orders
@@ -643,8 +643,6 @@ def run(main):
 
 def check():
     """fail() where knobs do not fit together."""
-    if min(num_samples, max_tokens) < 1:
-        fail("--num_samples and --max_tokens must be at least 1")
     if not gap_lengths or any(type(length) is not int or length < 1 for length in gap_lengths):
         fail(f"--gap_lengths wants whole numbers from 1, got {gap_lengths}")
     if template and (prompt or suffix):

@@ -3,9 +3,10 @@
     python tests/quality_table.py                 # of out/best.pt and the book prepared for it
     python tests/quality_table.py --texts=64 --judge=out_ar/best.pt
 
-The judge is a Kneser-Ney trigram model of the training text, or a causal twin: its bits per byte of the samples, lower is likelier
-text. Entropy (bits per word over all texts) and repetition (share of four-word groups that their text has had before) stand beside it,
-for text that says one thing over and over is likely too. The last rows are the same for held-out text, and for steps chosen by the model.
+The judge is a Kneser-Ney trigram model of the training text, or a causal twin: its bits per byte of the samples,
+lower is likelier text. Entropy (bits per word over all texts) and repetition (share of four-word groups that their
+text has had before) stand beside it, for text that says one thing over and over is likely too. The last rows are the
+same for held-out text, and for steps chosen by the model.
 """
 import json
 import math
@@ -14,7 +15,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,18 +39,13 @@ STEPS = (1, 4, 8, 16, 32, 64)
 def main():
     configure(globals())
     model, tokenizer, saved = sample.load(checkpoint)
-    folder = Path("data") / (saved.get("training", {}).get("dataset") or "nothing")
-    if not folder.exists():
-        fail(f"{checkpoint} was trained on {folder.name}, and {folder} is not here")
-    stream = {name: np.fromfile(folder / f"{name}.bin", "<u2") for name in ("stage3_train", "test")}
-    cuts = {name: np.fromfile(folder / f"{name}.idx", "<i8")[1:-1] for name in stream}
-    rows_of = {name: [part.tolist() for part in np.split(stream[name], cuts[name])] for name in stream}
+    book = evaluate.open_book(checkpoint, saved)
     if judge:
         twin, _, _ = sample.load(judge)
         if not twin.config.causal or twin.config.vocab_size != model.config.vocab_size:
             fail(f"{judge} is no causal twin of {checkpoint}")
     else:
-        ngram = evaluate.NGram(ORDER, model.config.n_text, rows_of["stage3_train"])
+        ngram = evaluate.NGram(ORDER, model.config.n_text, book.train)
 
     def figures(rows):
         """Bits per byte under the judge, entropy, repetition of a list of lists of ids."""
@@ -59,7 +54,8 @@ def main():
         else:
             nats = sum(float(ngram.nats(row).sum()) for row in rows)
         words = [words_of(tokenizer.decode(row)) for row in rows]
-        return nats / math.log(2) / sum(len(tokenizer.decode_bytes(row)) for row in rows), evaluate.entropy(words), evaluate.repetition(words)
+        size = sum(len(tokenizer.decode_bytes(row)) for row in rows)
+        return nats / math.log(2) / size, evaluate.entropy(words), evaluate.repetition(words)
 
     usual = Sampling()
     canvas = torch.full((length,), model.config.mask_id)
@@ -75,20 +71,24 @@ def main():
                 filled[i] = tokens[:length]
         seconds = time.perf_counter() - began
         bits, entropy, repetition = figures([f.tolist() for f in filled])
-        table.append({"row": label, **how, "calls": sum(calls) / texts, "bits_per_byte": bits, "entropy": entropy, "repetition": repetition, "seconds": seconds})
-        print(f"| {label} | {sum(calls) / texts:.0f} | {bits:.2f} | {entropy:.2f} | {repetition:.0%} | {seconds / texts:.2f} |", flush=True)
+        table.append({"row": label, **how, "calls": sum(calls) / texts, "bits_per_byte": bits, "entropy": entropy,
+                      "repetition": repetition, "seconds": seconds})
+        print(f"| {label} | {sum(calls) / texts:.0f} | {bits:.2f} | {entropy:.2f} | {repetition:.0%} "
+              f"| {seconds / texts:.2f} |", flush=True)
 
-    print(f"judge: {judge or f'Kneser-Ney {ORDER}-gram model of the training text'}; {texts} texts of {length} tokens each, temperature {usual.temperature}, top-k {usual.top_k}, "
-          f"top-p {usual.top_p}\n\n| order, steps | calls | bits/byte | entropy | repetition | s a text |\n|---|---|---|---|---|---|")
+    print(f"judge: {judge or f'Kneser-Ney {ORDER}-gram model of the training text'}; {texts} texts of {length} tokens "
+          f"each, temperature {usual.temperature}, top-k {usual.top_k}, top-p {usual.top_p}\n\n"
+          "| order, steps | calls | bits/byte | entropy | repetition | s a text |\n|---|---|---|---|---|---|")
     for order in sample.CHOICES["order"]:
         for steps in STEPS:
             row(f"{order}, {steps}", order=order, steps=steps)
-    for name, value in (("threshold", 0.5), ("threshold", 0.3), ("threshold", 0.2), ("entropy_bound", 4.0), ("entropy_bound", 8.0), ("entropy_bound", 16.0)):
-        row(f"margin, up to 64, {name} {value}", order="margin", steps=64, **{name: value})
+    for name, values in ("threshold", (0.5, 0.3, 0.2)), ("entropy_bound", (4.0, 8.0, 16.0)):
+        for value in values:
+            row(f"margin, up to 64, {name} {value}", order="margin", steps=64, **{name: value})
     row("margin, 64, remask 0.1", order="margin", steps=64, remask=0.1)
     for block in (8, 16, 32):
         row(f"margin, one call a token, blocks of {block}", order="margin", steps=block, block_size=block)
-    bits, entropy, repetition = figures([r[:length] for r in rows_of["test"]])
+    bits, entropy, repetition = figures([r[:length] for r in book.held_out["test"]])
     print(f"| the book, held out | | {bits:.2f} | {entropy:.2f} | {repetition:.0%} | |")
     print(json.dumps(table), file=sys.stderr)
 

@@ -1,4 +1,5 @@
 """Every metric against values worked by hand, the controls of the style check, and evaluate.py as its users run it."""
+import dataclasses
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from test_model import exact_bound, tiny
 
 import evaluate as e
 import model as m
+import sample
 from prepare import Tokenizer, clean
 
 ROOT = Path(e.__file__).resolve().parent
@@ -157,17 +159,58 @@ def test_the_bound_is_that_of_exact_enumeration(monkeypatch):
     assert found["masked_perplexity"].keys() == {"0.05", "0.1", "0.15", "0.2", "0.5", "0.9"}
 
 
-def test_left_to_right_is_a_distribution_and_the_twins_own(monkeypatch):
-    for causal in (False, True):
-        net = tiny(causal)
-        everything = torch.cartesian_prod(*[torch.arange(5)] * 3)
-        assert sum(math.exp(-e.left_to_right_nats(net, row)) for row in everything) == pytest.approx(1, rel=1e-4)
+def left_to_right_nats(net, *rows):
+    return e.ordered_nats(net, list(rows), "margin", 1).tolist()
+
+
+@pytest.mark.parametrize("order", [*sample.CHOICES["order"], "left to right"])
+def test_every_order_is_a_distribution_over_texts(order):
+    """Over all texts of three tokens e^-nats adds up to one, for what comes next depends on what has come alone. A
+    shuffled batch gives each text the same: rows do not meet."""
+    everything = list(torch.cartesian_prod(*[torch.arange(5)] * 3))
+    for net in (tiny(), tiny(causal=True)):
+        if order == "random":
+            found = torch.cat([e.ordered_nats(net, [row], order, 3) for row in everything])
+        else:
+            found = e.ordered_nats(net, everything, order, 1 if order == "left to right" else 3)
+            assert e.ordered_nats(net, [everything[77], everything[3]], order, 1 if order == "left to right" else 3
+                                  ).tolist() == pytest.approx([float(found[77]), float(found[3])], rel=1e-4)
+        assert float((-found).exp().sum()) == pytest.approx(1, rel=1e-4)
+
+
+def test_left_to_right_by_hand_and_the_twins_own(monkeypatch):
+    row, net = torch.tensor([0, 3, 1, 4, 2]), tiny()
+    with torch.no_grad():
+        hidden = [torch.cat((row[:i], torch.full((5 - i,), net.config.mask_id))) for i in range(5)]
+        by_hand = -sum(float(net(text[None])[0, i].log_softmax(0)[row[i]]) for i, text in enumerate(hidden))
+    assert left_to_right_nats(net, row, row[:2])[0] == pytest.approx(by_hand, rel=1e-4)      # padding changes nothing
+    found, _ = figures(net, [row], [7], monkeypatch, left_to_right=True)
+    assert found["left_to_right_bits_per_byte"] == pytest.approx(by_hand / 7 / LN2, rel=1e-4)
+    assert 0 < found["sampler_order_bits_per_byte"] != found["left_to_right_bits_per_byte"]
+    found, nats = figures(tiny(True), [row], [7], monkeypatch)
+    assert found["exact"] and found["left_to_right_bits_per_byte"] == found["bits_per_byte"]
+    assert found["bits_per_token_by_mask_rate"] is None and found["sampler_order_bits_per_byte"] is None
+    assert nats[0] == pytest.approx(left_to_right_nats(tiny(True), row)[0], rel=1e-4)
+
+
+def test_few_sequences_are_masked_more_often(monkeypatch):
     row = torch.tensor([0, 3, 1, 4, 2])
-    found, nats = figures(net, [row], [7], monkeypatch)
-    assert found["exact"] and found["left_to_right_bits_per_byte"] == found["bits_per_byte"] and found["bits_per_token_by_mask_rate"] is None
-    assert nats[0] == pytest.approx(e.left_to_right_nats(net, row), rel=1e-4)
-    found, _ = figures(tiny(), [row], [7], monkeypatch, left_to_right=True)
-    assert found["left_to_right_bits_per_byte"] == pytest.approx(e.left_to_right_nats(tiny(), row) / 7 / LN2)
+    assert [e.masks_of_each(n) for n in (1, 7, 40, 200, 5000)] == [2000, 290, 50, 10, 10]
+    assert figures(tiny(), [row] * 40, [7] * 40, monkeypatch, points=0)[0]["masks_of_each"] == 50
+
+
+def test_two_models_are_compared_in_pairs():
+    """Costs that differ by one nat a byte everywhere: the difference has no error, however much the sequences vary. A
+    model with half the context cuts the same examples elsewhere; they are the pairs then."""
+    def evaluated(nats, sizes, example):
+        return e.Evaluated({}, None, None, np.array(nats), np.array(sizes), np.array(example), b"", {})
+    first = evaluated([10.0, 50.0, 12.0], [4, 9, 6], [0, 0, 1])
+    same_cuts = evaluated([14.0, 59.0, 18.0], [4, 9, 6], [0, 0, 1])
+    assert e.paired(same_cuts, first) == (pytest.approx(1 / LN2), pytest.approx(0, abs=1e-12))
+    other_cuts = evaluated([70.0, 3.0, 8.0, 10.0], [10, 3, 2, 4], [0, 0, 1, 1])
+    assert e.paired(other_cuts, first) == (pytest.approx(1 / LN2), pytest.approx(0, abs=1e-12))
+    other_examples = evaluated([91.0], [19], [0])
+    assert e.paired(other_examples, first) == (pytest.approx(1 / LN2), None)
 
 
 def test_every_byte_counts_whatever_the_vocabulary(monkeypatch):
@@ -276,11 +319,11 @@ def without_times(result):
 
 
 def test_the_whole_evaluation_twice_with_the_contracts_keys(prepared, capsys):
-    done = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--points=10"], cwd=prepared, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    done = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--points=10", "--steps=25"], cwd=prepared, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
     assert done.returncode == 0 and "plots" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert all(line[:2] in ("+ ", "- ", "> ") for line in done.stdout.splitlines()) and "- " in done.stdout
     first, page = evaluation(prepared), (prepared / "out/evaluation.html").read_text(encoding="utf-8")
-    run(prepared, "--points=10")
+    run(prepared, "--points=10", "--steps=25")
     assert without_times(evaluation(prepared)) == without_times(first)          # to the last digit
     assert {"checkpoint", "book", "split", "seed", "parameters", "likelihood", "baselines", "style", "similarity", "diversity", "memorization", "speed"} <= first.keys()
     assert {"bits_per_byte", "bits_per_byte_se", "perplexity", "tokens", "bytes", "masked_perplexity", "left_to_right_bits_per_byte"} <= first["likelihood"].keys()
@@ -295,6 +338,7 @@ def test_the_whole_evaluation_twice_with_the_contracts_keys(prepared, capsys):
     assert first["speed"]["tokens_per_second"] > 0 and first["speed"]["calls_per_text"] == 25 and first["speed"]["memory_gb"] > 0
     assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', page)  # one file that needs no network
     cells = re.findall(r"<tr><td data-label=\"Measure\">(.*?)</td>", page)
+    assert page.count("<main>") == 1 and page.index("<main>") < page.index("<h1>") and page.rindex("</p>") < page.index("</main>")
     assert len(cells) > 30 and all(re.search(r'<span class="unit">[^<]+</span>', cell) for cell in cells)       # every row says its unit
     assert all(re.search("[↑↓↔]", cell) for cell in cells if "Text looked at" not in cell)                      # and which way is better
     assert all(title in page for title in ("What is good", "What is not", "What to try next"))
@@ -393,7 +437,8 @@ def test_two_texts(prepared, capsys):
 def test_user_errors_are_one_line(prepared, tmp_path, capsys):
     assert "did you mean 'points'" in refused(capsys, prepared, "--pionts=10")
     assert "multiple of ten" in refused(capsys, prepared, "--points=15")
-    assert "--max_tokens at least 8" in refused(capsys, prepared, "--max_tokens=7")
+    assert "--max_tokens lies in [8, ...)" in refused(capsys, prepared, "--max_tokens=7")
+    assert "--split lies in {test, val}" in refused(capsys, prepared, "--split=train")
     assert "no checkpoint at nowhere/best.pt" in refused(capsys, prepared, "--out_dir=nowhere")
     assert "no checkpoint at nowhere/best.pt" in refused(capsys, prepared, "--compare=twin,nowhere")
     assert "data/elsewhere is missing" in refused(capsys, prepared, "--book=elsewhere")
@@ -416,13 +461,17 @@ def test_a_book_that_has_changed_is_refused(prepared, tmp_path, capsys):
     assert "another vocabulary" in refused(capsys, tmp_path)
 
 
-def summary(bits, gain, copied=0.02, rates=None):
+def summary(bits, gain, copied=0.02, rates=None, entropy=7.0, mask_rate=(0.0, 1.0), replay=0.0, **sampling):
     """The plain words for made-up figures."""
-    varied = {"repetition": 0.0, "entropy": 7.0}
+    human = {"repetition": 0.0, "entropy": 7.0}
     memory = {"copied_share": copied, "longest_run_tokens": 9}
-    return e.summarise({"likelihood": {"bits_per_byte": bits, "gain_over_ngram": gain, "gain_over_ngram_se": 0.01, "bits_per_token_by_mask_rate": rates}, "style": None,
-                        "baselines": {"unigram_bits_per_byte": 2.3, "ngram_bits_per_byte": 1.8, "unigram_bits_per_token": 8.4},
-                        "memorization": {"generated": memory, "held_out": memory | {"copied_share": 0.02}}, "diversity": {"generated": varied, "held_out": varied}})
+    return e.summarise({
+        "likelihood": {"bits_per_byte": bits, "gain_over_ngram": gain, "gain_over_ngram_se": 0.01, "bits_per_token_by_mask_rate": rates},
+        "baselines": {"unigram_bits_per_byte": 2.3, "ngram_bits_per_byte": 1.8, "unigram_bits_per_token": 8.4},
+        "style": None, "memorization": {"generated": memory, "held_out": memory | {"copied_share": 0.02}},
+        "diversity": {"generated": human | {"entropy": entropy}, "held_out": human},
+        "trained": {"stage": 3, "mask_rate": list(mask_rate), "replay": replay},
+        "sampling": dataclasses.asdict(m.Sampling(**sampling))})
 
 
 def test_the_summary_says_what_the_numbers_do():
@@ -432,3 +481,39 @@ def test_the_summary_says_what_the_numbers_do():
     assert any("too good to be true" in s for s in summary(0.4, 1.4)["bad"])
     assert any("It recites" in s for s in summary(1.5, 0.3, copied=0.5)["bad"])
     assert any("worse than word frequencies" in s for s in summary(1.9, 0, rates=[5.0] * 9 + [9.0])["bad"])
+
+
+def test_the_advice_fits_the_run():
+    """A stage that saw the full range is not told to see it; settings that are in use already are not recommended."""
+    bad_start = {"bits": 1.9, "gain": 0, "rates": [5.0] * 9 + [9.0]}
+    narrow = summary(**bad_start, mask_rate=(0.05, 0.2), replay=0.25)["next"]
+    assert any("Raise --stages.2.replay (it is 0.25)" in s for s in narrow)
+    for full in ({"mask_rate": (0.0, 1.0)}, {"mask_rate": (0.05, 0.2), "replay": 0.7}):
+        assert not any("replay" in s for s in summary(**bad_start, **full)["next"])
+    assert any("--block_size=16" in s for s in summary(**bad_start)["next"])
+    assert not any("block_size" in s for s in summary(**bad_start, block_size=8)["next"])
+    [dull] = summary(1.5, 0.3, entropy=5.0, temperature=0.6, top_k=20, top_p=0.85)["next"]
+    assert all(knob in dull for knob in ("--temperature=0.9", "--top_p=0.95", "--top_k=50", "--block_size=16"))
+    [dull] = summary(1.5, 0.3, entropy=5.0, temperature=1.0, top_k=0, top_p=0.85, block_size=16)["next"]
+    assert "--top_p=0.95" in dull and not any(knob in dull for knob in ("temperature", "top_k", "block_size"))
+    knobs = set(re.findall(r"--(\w+)=", " ".join(narrow) + dull)) - {"stages"}
+    assert knobs <= {field.name for field in dataclasses.fields(m.Sampling)}
+
+
+def test_openings_are_short_where_no_spaces_are_written():
+    assert e.opening_of("The keeper  lit the old\nlamp and went up the stair.") == "The keeper lit the old lamp "
+    assert e.opening_of("海風が強く、灯台の光が夜の海を照らしていた。") == "海風が強く、" and e.opening_of("Too short.") == ""
+
+
+def test_a_long_opening_leaves_room_to_write():
+    """Six words of a script that writes no spaces may be longer than the model's context."""
+    tokenizer, opening = Tokenizer("book", [bytes([i]) for i in range(256)]), "ทะเลสีเทา" * 9
+    [cut] = e.choose_prompts([opening], tokenizer, 64, [])
+    assert 20 < len(tokenizer.encode(cut)) <= 32 and opening.startswith(cut) and "\ufffd" not in cut
+
+
+def test_a_reader_who_stops_early_is_no_error(prepared):
+    program = subprocess.Popen([sys.executable, str(ROOT / "evaluate.py"), "--help"], cwd=prepared, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONUNBUFFERED="1"))
+    program.stdout.close()
+    assert program.stderr.read() == "" and program.wait() == 0
