@@ -98,7 +98,7 @@ def write(page, prompt="The keeper", **settings):
     page.locator("#prompt").fill(prompt)
     page.evaluate("drawer(true)")                                                            # on a phone
     at_speed(page, settings.pop("speed", "0"))
-    for key, value in settings.items():
+    for key, value in ({"steps": 25} | settings).items():
         control = page.locator(f"#c-{key}")
         control.select_option(value) if key in ("order", "schedule") else control.fill(str(value))
     page.evaluate("drawer(false)")

@@ -457,7 +457,7 @@ def test_a_book_that_has_changed_is_refused(prepared, tmp_path, capsys):
     assert "val.bin has changed since out/best.pt was trained" in refused(capsys, tmp_path)
     (data / "val.bin").write_bytes(val)
     tokenizer = json.loads((data / "tokenizer.json").read_text())
-    (data / "tokenizer.json").write_text(json.dumps(tokenizer | {"kind": "book"}))
+    (data / "tokenizer.json").write_text(json.dumps(tokenizer | {"kind": "gpt2"}))
     assert "another vocabulary" in refused(capsys, tmp_path)
 
 
