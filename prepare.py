@@ -482,7 +482,8 @@ HEADING = re.compile(                           # what chapters are called, and 
     r"(prologue|epilogue|preface|foreword|introduction|afterword|appendix|finis|the end)\W?$|"
     r"((?-i:[IVXLCDM]+)|\d+)\.?$", re.I)
 CONTENTS = re.compile("(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|"
-                      "table des mati[èe]res|[íi]ndice|sommaire|inhoud|содержание|оглавление|目录|目錄|目次", re.I)
+                      "table des mati[èe]res|[íi]ndice|sommaire|inhoud|содержание|оглавление|"
+                      "目录|目錄|目次", re.I)
 LIST_ITEM = re.compile(r"\s*([-*•–—]|\(?(\d{1,3}|[a-z]|[ivx]+)[.)])\s", re.I)
 ONLY_STOPS = "。．｡！？؟۔।॥።။៕"                # full stops that mean nothing else in their script
 CLOSING = "\"'’”“»«›‹)\\]」』）》】"

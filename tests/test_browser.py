@@ -121,7 +121,7 @@ def step(page):
 
 def shown_by_step(page, what):
     """`what`, a JavaScript expression, at every step of a run that is done."""
-    return page.evaluate("Array.from({length: last() + 1}, (_, k) => { goTo(k); return %s; })" % what)
+    return page.evaluate("Array.from({length: last() + 1}, (_, k) => { goTo(k); return " + what + "; })")
 
 
 def texts_so_far(page, n):

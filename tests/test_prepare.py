@@ -579,7 +579,7 @@ REMOVED = {             # what -> (a file, what must stay, what must go)
     "notes in brackets": (f"{PLAIN}\n\n[Footnote 1: A note [sic] in\n\ntwo paragraphs.]\n\n[Sidenote: ASIDE]\n\n{PROSE[1]}", PROSE, "note|sic|ASIDE"),
     "marks of notes and pages": (f"{PLAIN}\n\nThe lamp[1] was{{12}} lit[Pg 13] again.\n\n[1] A very old lamp.\n", ["The lamp was lit again."], "old lamp|Pg"),
     "a contents list without its word": ("Chapter 1. Rain . . . . 1\nChapter 2. Sun . . . . 9\nChapter 3. Wind . . . . 12\n\n" + PLAIN, PROSE, "Sun"),
-    "a contents list before poems": (f"CONTENTS\n\nI. Dawn    1\nII. Dusk    2\n\n\n\nI\n\nthe gate opens\nthe bread is warm\n\nthe dogs lie down\nin the yard\n\n\n"
+    "a contents list before poems": ("CONTENTS\n\nI. Dawn    1\nII. Dusk    2\n\n\n\nI\n\nthe gate opens\nthe bread is warm\n\nthe dogs lie down\nin the yard\n\n\n"
                                      + PLAIN, ["the gate opens\nthe bread is warm", "the dogs lie down\nin the yard"], "Dusk"),
     "a transcriber's note": (f"{PLAIN}\n\n\nTranscriber's Notes\n\nErrors were mended.\n\n\n{PROSE[0]}", [PROSE[0]], "mended"),
     "a small print at the end": (f"The Project Gutenberg Etext of Rain\n\n{PLAIN}\n\nEnd of the Project Gutenberg Etext of Rain\n\nLaw.\n\n"
