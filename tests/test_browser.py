@@ -108,7 +108,7 @@ def write(page, prompt="The keeper", **settings):
 
 
 def finished(page):
-    expect(page.locator("#text")).to_have_class(re.compile("finished"))
+    expect(page.locator("#text")).to_have_class(re.compile("finished"), timeout=90_000)
 
 
 def text(page):
