@@ -41,7 +41,6 @@ class Config:
     causal: bool = False        # True: the autoregressive twin, same network with a causal mask
     rope_base: float = 10000.0
     conv: int = 0               # width of the short convolution before attention; 0: none
-    # predicts a token one place to its left, as a causal model does: then the network can be both
 
     def __post_init__(self):
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:

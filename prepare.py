@@ -327,7 +327,7 @@ def read_epub(path, raw, found):
                 try:
                     if entry.get("linear") != "no":
                         texts.append(markup_text(decode(member(href, folder), found)[0], found, label))
-                except Exception:
+                except Exception:       # one damaged part must not cost the whole book
                     missing.append(href)
         if not texts:
             raise ValueError("none of its parts can be read")

@@ -1,4 +1,4 @@
-# Half an hour of one CPU core on a novel: wider and deeper than the demo.
+# A good half hour of one CPU core on a novel: wider and deeper than the demo.
 n_layer = 4
 n_head = 4
 n_embd = 256
