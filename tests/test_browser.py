@@ -18,6 +18,7 @@ from prepare import Tokenizer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCREENSHOTS = Path(__file__).parent / "screenshots"
+AXE = Path(os.environ.get("AXE", Path(__file__).parent.parent / "node_modules/axe-core/axe.min.js"))
 expect.set_options(timeout=20_000)                # a busy machine is no fault of the page
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
 
@@ -568,7 +569,7 @@ def test_the_composer_is_always_at_hand(visit, width):
 
 def test_the_idle_page_performs(visit, folder):
     page = visit()
-    passage = page.locator("#condensing").text_content()
+    passage = " ".join(page.locator("#condensing span").evaluate_all("spans => spans.map(span => span.dataset.word)"))
     book = " ".join((folder / "data/tale/text.txt").read_text(encoding="utf-8").split())
     assert len(passage) > 60 and passage in book
     assert page.locator("#condensing").get_attribute("aria-hidden") == "true"
@@ -677,6 +678,20 @@ def test_it_fits_and_looks(visit, width, scheme):
         page.set_viewport_size({"width": between, "height": 700})
         expect(page.locator("#pop")).to_be_hidden()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), between
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not there (npm install axe-core, or AXE=.../axe.min.js)")
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_axe_finds_nothing(visit, width, scheme):
+    page = visit(width=width, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    violations = "axe.run().then(found => found.violations.map(v => [v.id, v.nodes.map(node => node.target.join(' '))]))"
+    assert page.evaluate(violations) == []
+    write(page, seed=3, remask=0.1)
+    for state in ("goTo(9)", "goTo(last())", "$('text').classList.add('when')", "aboutCell(page.cells[9].from)", "$('help').showModal()"):
+        page.evaluate(state)
+        assert page.evaluate(violations) == [], state
 
 
 def test_what_is_saved(visit, browser, tmp_path):
