@@ -1,20 +1,22 @@
-"""Is text written in more steps, or in another order, better text? The README's table, judged by a model that did not write it.
+"""Is text written in more steps, in another order or in blocks better text? The README's table of samplers.
 
-    python tests/quality_table.py                 # of out/best.pt and the book prepared for it
-    python tests/quality_table.py --texts=64 --judge=out_ar/best.pt
+    python tests/quality_table.py --judge=out_ar/best.pt      # of out/best.pt and the book prepared for it
 
-The judge is a Kneser-Ney trigram model of the training text, or a causal twin: its bits per byte of the samples,
-lower is likelier text. Entropy (bits per word over all texts) and repetition (share of four-word groups that their
-text has had before) stand beside it, for text that says one thing over and over is likely too. The last rows are the
-same for held-out text, and for steps chosen by the model.
+Every way of sampling writes at several temperatures. Two judges that did not write give their bits per byte of
+the texts, lower is likelier: a Kneser-Ney model of the training text, and a causal twin if one is given. Text
+that says one thing over and over is likely too, so each way is judged where its texts are as varied as the book:
+figures are interpolated to the temperature at which entropy (bits per word, over all texts) is that of as much
+held-out text. A dash: no temperature in the table gets there.
 """
 import json
 import math
 import sys
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,70 +29,90 @@ from model import Sampling, held_out_bound  # noqa: E402
 from prepare import words_of  # noqa: E402
 
 checkpoint = "out/best.pt"      # the model that writes
-judge = ""                      # a causal checkpoint of the same book; empty: the trigram model
-texts = 32                      # per row
-length = 100                    # tokens in each
+judge = ""                      # a causal checkpoint of the same book
+texts = 24                      # of each way of sampling at each temperature
 seed = 1                        # of the first text
+only = ""                       # only ways with this in their names
+top_p = 1.0                     # of all: below 1 it is another way to lower the entropy
 
-ORDER = 3                       # of the n-gram judge
-STEPS = (1, 4, 8, 16, 32, 64)
+LENGTH = 100                    # tokens of a text
+TEMPERATURES = (0.5, 0.65, 0.8, 0.95, 1.1)
+EACH = {"steps": LENGTH}        # a call of the network for every token
+WAYS = {f"{order}, a call a token": {"order": order} | EACH
+        for order in ("margin", "confidence", "entropy", "random")} | {
+    f"margin, blocks of {size}": {"block_size": size} | EACH for size in (1, 4, 8, 16, 32)} | {
+    f"margin, {steps} steps": {"steps": steps} for steps in (50, 25, 12)} | {
+    "margin, blocks of 16, 8 steps in each": {"block_size": 16, "steps": 8},
+    "margin, until confidence .5": {"steps": LENGTH, "threshold": 0.5},
+    "margin, a tenth taken back": {"steps": LENGTH, "remask": 0.1},
+}
+
+
+class Judges:
+    """What an n-gram model of the training text, and a causal twin if there is one, say of texts."""
+
+    def __init__(self, model, tokenizer, source, twin=None):
+        self.ngram = evaluate.NGram(evaluate.NGRAM_ORDER, model.config.n_text, source.train)
+        self.tokenizer, self.train = tokenizer, list(chain(*source.train))
+        self.twin = twin if twin and twin.config.vocab_size == model.config.vocab_size else None
+        pieces = chain(*(evaluate.chop(examples, LENGTH) for examples in source.held_out.values()))
+        self.book = [ids for ids in pieces if len(ids) > LENGTH // 2]
+
+    def figures(self, written):
+        """Of a list of lists of ids: both judges' bits per byte, entropy in bits per word, repetition, the
+        share of tokens copied from the training text in runs of eight and more."""
+        size = sum(len(self.tokenizer.decode_bytes(ids)) for ids in written) * math.log(2)
+        words = [words_of(self.tokenizer.decode(ids)) for ids in written]
+        found = {"entropy": evaluate.entropy(words), "repetition": evaluate.repetition(words),
+                 "ngram": float(sum(self.ngram.nats(ids).sum() for ids in written)) / size,
+                 "copied": evaluate.memorization(written, self.train, self.tokenizer.decode)["copied_share"]}
+        if self.twin:
+            nats = held_out_bound(self.twin, list(map(torch.tensor, written)), 1).per_sequence.sum()
+            found["twin"] = float(nats) / size
+        return found
+
+    def at_entropy_of_book(self, model, how, seeds):
+        """(figures of `how` at the temperature where its texts are as varied as held-out ones, None where none
+        is; the figures of those). The temperature is among them."""
+        human = self.figures(evaluate.spread(self.book, len(seeds)))
+        canvas, points = torch.full((LENGTH,), model.config.mask_id), []
+        for temperature in TEMPERATURES:
+            rows = sample.generate(model, [canvas] * len(seeds), seeds, replace(how, temperature=temperature))
+            points.append({"temperature": temperature} | self.figures([ids.tolist() for ids in rows]))
+        points.sort(key=lambda point: point["entropy"])
+        entropies = [point["entropy"] for point in points]
+        if not entropies[0] <= human["entropy"] <= entropies[-1]:
+            return None, human
+        return {key: float(np.interp(human["entropy"], entropies, [point[key] for point in points]))
+                for key in points[0]}, human
 
 
 def main():
     configure(globals())
     model, tokenizer, saved = sample.load(checkpoint)
-    book = evaluate.open_book(checkpoint, saved)
-    if judge:
-        twin, _, _ = sample.load(judge)
-        if not twin.config.causal or twin.config.vocab_size != model.config.vocab_size:
-            fail(f"{judge} is no causal twin of {checkpoint}")
-    else:
-        ngram = evaluate.NGram(ORDER, model.config.n_text, book.train)
+    twin = sample.load(judge)[0] if judge else None
+    if twin and not (twin.config.causal and twin.config.vocab_size == model.config.vocab_size):
+        fail(f"{judge} is no causal twin of {checkpoint}")
+    judges = Judges(model, tokenizer, evaluate.open_book(checkpoint, saved), twin)
+    seeds, human = list(range(seed, seed + texts)), None
+    print(f"{texts} texts of {LENGTH} tokens each\n\n"
+          "| | n-gram, bits/byte | twin, bits/byte | repetition | copied | temperature | s a text |\n"
+          "|---|---|---|---|---|---|---|")
+    for name, changes in WAYS.items():
+        if only in name:
+            began = time.perf_counter()
+            found, human = judges.at_entropy_of_book(model, replace(Sampling(top_p=top_p), **changes), seeds)
+            seconds = (time.perf_counter() - began) / texts / len(TEMPERATURES)
+            row(name, found or {}, f"{seconds:.2f}")
+            print(json.dumps({"way": name, "found": found}), file=sys.stderr, flush=True)
+    if human:
+        row("the book, held out", human, "")
 
-    def figures(rows):
-        """Bits per byte under the judge, entropy, repetition of a list of lists of ids."""
-        if judge:
-            nats = sum(float(held_out_bound(twin, [torch.tensor(row)], 1).per_sequence.sum()) for row in rows)
-        else:
-            nats = sum(float(ngram.nats(row).sum()) for row in rows)
-        words = [words_of(tokenizer.decode(row)) for row in rows]
-        size = sum(len(tokenizer.decode_bytes(row)) for row in rows)
-        return nats / math.log(2) / size, evaluate.entropy(words), evaluate.repetition(words)
 
-    usual = Sampling()
-    canvas = torch.full((length,), model.config.mask_id)
-    table, seeds = [], list(range(seed, seed + texts))
-
-    def row(label, **how):
-        began, calls, filled = time.perf_counter(), [0] * texts, [canvas] * texts
-        for batch, events in sample.batches(model, filled, seeds, how=replace(usual, **how)):
-            for step in events:
-                for i, revealed in zip(batch, step.revealed.any(1).tolist()):
-                    calls[i] += revealed
-            for i, tokens in zip(batch, step.tokens):
-                filled[i] = tokens[:length]
-        seconds = time.perf_counter() - began
-        bits, entropy, repetition = figures([f.tolist() for f in filled])
-        table.append({"row": label, **how, "calls": sum(calls) / texts, "bits_per_byte": bits, "entropy": entropy,
-                      "repetition": repetition, "seconds": seconds})
-        print(f"| {label} | {sum(calls) / texts:.0f} | {bits:.2f} | {entropy:.2f} | {repetition:.0%} "
-              f"| {seconds / texts:.2f} |", flush=True)
-
-    print(f"judge: {judge or f'Kneser-Ney {ORDER}-gram model of the training text'}; {texts} texts of {length} tokens "
-          f"each, temperature {usual.temperature}, top-k {usual.top_k}, top-p {usual.top_p}\n\n"
-          "| order, steps | calls | bits/byte | entropy | repetition | s a text |\n|---|---|---|---|---|---|")
-    for order in sample.CHOICES["order"]:
-        for steps in STEPS:
-            row(f"{order}, {steps}", order=order, steps=steps)
-    for name, values in ("threshold", (0.5, 0.3, 0.2)), ("entropy_bound", (4.0, 8.0, 16.0)):
-        for value in values:
-            row(f"margin, up to 64, {name} {value}", order="margin", steps=64, **{name: value})
-    row("margin, 64, remask 0.1", order="margin", steps=64, remask=0.1)
-    for block in (8, 16, 32):
-        row(f"margin, one call a token, blocks of {block}", order="margin", steps=block, block_size=block)
-    bits, entropy, repetition = figures([r[:length] for r in book.held_out["test"]])
-    print(f"| the book, held out | | {bits:.2f} | {entropy:.2f} | {repetition:.0%} | |")
-    print(json.dumps(table), file=sys.stderr)
+def row(name, found, seconds):
+    cells = [f"{found[key]:.{digits}f}" if key in found else "–" for key, digits in
+             (("ngram", 3), ("twin", 3), ("repetition", 3), ("copied", 3), ("temperature", 2))]
+    print(f"| {name} | {' | '.join(cells)} | {seconds} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,296 @@
+"""Does diffusion beat autoregression on one book, does the curriculum help, what is each part worth? The
+README's tables and curves.
+
+    python tests/compare.py                     # book.txt: about 37 runs of one to five minutes, two at a time
+    python tests/compare.py --books='["book.txt", "novel.txt"]' --rows=demo,twin,uniform --write=README.md
+
+Each row is config/demo.py with something changed, from several seeds. Runs from one seed begin with the same
+draws, so differences are taken pair by pair; beside each stands its standard error over the seeds. The twin is
+tuned first: of all settings in TWINS the one with the best validation bound, on each book. Runs and figures are
+kept in `folder`, and what is there is not done again.
+"""
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from quality_table import Judges  # noqa: E402
+
+import evaluate  # noqa: E402
+import sample  # noqa: E402
+import train as train_script  # noqa: E402
+from configurator import configure, fail, write_json  # noqa: E402
+from model import Config, Sampling, training_flops  # noqa: E402
+
+books = ["book.txt"]                # paths; of those in LAST_TENTH the last tenth is the test
+config = str(ROOT / "config/demo.py")   # the run that all rows change
+rows = ""                           # names of ROWS, with commas; empty: all
+seeds = 3                           # of each row
+tunings = 7                         # of TWINS, tried from the first seed
+scale = 1.0                         # of the stages' lengths: shorter runs tell less
+jobs = 2                            # runs at a time, of one thread each
+texts = 24                          # of 100 tokens at each temperature, judged by quality_table.py; 0: none
+folder = "compare"                  # of data, runs and figures
+write = ""                          # a file that has the tables between two marks, to be brought up to date
+
+ALL_TEXT = ("--stages[0].data=stage3", "--stages[1].data=stage3")
+ALL_RATES = ("--stages[0].mask_rate=[0.0,1.0]", "--stages[1].mask_rate=[0.0,1.0]")
+WINDOWS = ("--stages[0].mask_rate=[0.75,0.9]", "--stages[1].mask_rate=[0.4,0.6]",
+           "--stages[2].mask_rate=[0.05,0.2]", "--stages[1].lr_factor=0.8", "--stages[2].lr_factor=0.5",
+           "--carry_over=False")
+REPLAY = tuple(f"--stages[{i}].replay=0.5" for i in range(3))
+CAUSAL = (*ALL_TEXT, "--causal=True", "--eval_interval=100")
+
+
+class Row(NamedTuple):
+    title: str
+    train: tuple = ()       # flags
+    prepare: tuple = ()
+    length: float = 1.0     # of the stages, as a share of the demo's
+
+
+ROWS = {
+    "demo": Row("**the demo: few masks first, simple sentences first**"),
+    "twin": Row("the autoregressive twin, tuned"),
+    "uniform": Row("no curriculum", ALL_TEXT + ALL_RATES),
+    "lowfirst": Row("few masks first, all text throughout", ALL_TEXT),
+    "table": Row("the design's windows of mask rates in their order", WINDOWS),
+    "replay": Row("the same, half of each batch at all rates", WINDOWS + REPLAY),
+    "gpt2": Row("GPT-2's tokens", prepare=("--tokenizer=gpt2",)),
+    "noconv": Row("no short convolution", ("--conv=0",)),
+    "chance": Row("embedding from chance", ("--embedding_init=normal",)),
+    "nodropout": Row("no dropout", ("--dropout=0.0",)),
+}
+TWINS = {
+    "b": Row("dropout .2", CAUSAL + ("--dropout=0.2",), length=1 / 3),
+    "f": Row("dropout .2, half as long", CAUSAL + ("--dropout=0.2",), length=1 / 6),
+    "a": Row("dropout .1", CAUSAL + ("--dropout=0.1",), length=1 / 3),
+    "c": Row("dropout .4", CAUSAL + ("--dropout=0.4",), length=1 / 3),
+    "d": Row("dropout .2, embedding from chance", CAUSAL + ("--dropout=0.2", "--embedding_init=normal"),
+             length=1 / 3),
+    "e": Row("dropout .2, weight decay 1", CAUSAL + ("--dropout=0.2", "--weight_decay=1.0"), length=1 / 3),
+    "g": Row("dropout .4, weight decay 1, three times as long",
+             CAUSAL + ("--dropout=0.4", "--weight_decay=1.0")),
+}
+LAST_TENTH = {"tinyshakespeare"}    # as nanoGPT holds it out
+
+
+# ---- runs
+
+def run(script, *flags):
+    """One of the project's scripts, on one thread."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *flags], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        fail(f"{script} {' '.join(flags)} failed: {done.stderr.strip().splitlines()[-1]}")
+
+
+def halves(book):
+    """The text that is prepared, and what of it is kept for the test alone."""
+    text = Path(book).read_text(encoding="utf-8")
+    cut = len(text) * 9 // 10 if Path(book).stem in LAST_TENTH else len(text)
+    return text[:cut], text[cut:]
+
+
+def prepared(book, flags):
+    name = Path(book).stem + "".join(flags).replace("--tokenizer=", "-")
+    if not Path("data", name).exists():
+        Path(f"{name}.txt").write_text(halves(book)[0], encoding="utf-8")
+        run("prepare.py", f"{name}.txt", *flags)
+    return name
+
+
+def train(book, name, row, seed):
+    """Train unless it was done; the run's folder."""
+    out = Path(Path(book).stem, f"{name}-{seed}")
+    if not (out / "curriculum_results.json").exists():
+        lengths = [max(1, round(scale * row.length * stage["max_steps"])) for stage in stages()]
+        flags = [f"--stages[{i}].max_steps={length}" for i, length in enumerate(lengths)]
+        run("train.py", config, f"--dataset={prepared(book, row.prepare)}", f"--out_dir={out}",
+            f"--seed={seed}", "--tensorboard=False", "--sample_tokens=0", *flags, *row.train)
+    return out
+
+
+def stages():
+    sys.argv = ["train.py", config]
+    return configure(vars(train_script))["stages"]
+
+
+# ---- figures
+
+def measure(out, book, full):
+    """What one run's best checkpoint is worth: kept in its folder. `full`: its samples and its likelihood in
+    other orders as well."""
+    kept = out / ("figures.json" if full else "bounds.json")
+    if not kept.exists():
+        model, tokenizer, saved = sample.load(str(out / "best.pt"))
+        evaluate.book, evaluate.left_to_right = str(saved["training"]["dataset"]), False
+        source = evaluate.open_book(str(out / "best.pt"), saved)
+        splits = dict(source.held_out)
+        if rest := halves(book)[1]:
+            splits["test"] = [tokenizer.encode(rest)]
+        found = {"run": course(out)}
+        for split, examples in splits.items():
+            pieces = evaluate.chop(examples, model.config.block_size)
+            sizes = [len(tokenizer.decode_bytes(ids)) for ids in pieces]
+            evaluate.left_to_right = full and split == "test"
+            found[split] = evaluate.likelihood(
+                model, list(map(torch.tensor, pieces)), sizes, 1, lambda *_: None)[0]
+            if full:
+                ngram = evaluate.NGram(evaluate.NGRAM_ORDER, model.config.n_text, source.train)
+                nats = sum(ngram.nats(ids).sum() for ids in pieces)
+                found[split]["ngram"] = float(nats / math.log(2) / sum(sizes))
+        if full and texts:
+            judge = Path(Path(book).stem, f"{best_twin(book)}-1", "best.pt")
+            twin = sample.load(str(judge))[0] if judge.exists() else None
+            judges = Judges(model, tokenizer, source, twin)
+            found["samples"], found["book"] = judges.at_entropy_of_book(
+                model, Sampling(top_p=1.0), list(range(1, texts + 1)))
+        write_json(str(kept), found)
+    return json.loads(kept.read_text())
+
+
+def course(out):
+    """The validation bound over a run: steps, epochs, floating-point operations, seconds."""
+    knobs = json.loads((out / "config.json").read_text())
+    saved = torch.load(out / "best.pt", weights_only=True)
+    shape, length = Config(**saved["config"]), knobs["block_size"]
+    tokens = knobs["batch_size"] * knobs["grad_accum"] * length
+    points, rates = [], []
+    for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()):
+        if "mask_rate" in line:
+            rates.append(line["mask_rate"])
+        if "val_bits_per_byte" in line:
+            seen = line["step"] * tokens
+            predicted = seen if shape.causal else round(seen * statistics.mean(rates or [0.5]))
+            points.append({"step": line["step"], "epoch": line["epoch"], "bits": line["val_bits_per_byte"],
+                           "flops": training_flops(shape, seen, predicted, length)})
+    seconds = sum(stage["seconds"] for stage in json.loads((out / "curriculum_results.json").read_text()))
+    return {"points": points, "best": min(points, key=lambda point: point["bits"]), "seconds": seconds}
+
+
+# ---- tables and curves
+
+def best_twin(book):
+    """The name of the twin's settings with the best validation bound from the first seed."""
+    names = [f"twin-{key}" for key in list(TWINS)[:tunings]]
+    done = [name for name in names if Path(Path(book).stem, f"{name}-1", "best.pt").exists()]
+    if not done:
+        return ""
+    return min(done, key=lambda n: course(Path(Path(book).stem, f"{n}-1"))["best"]["bits"])
+
+
+def mean_and_error(values, sign=""):
+    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.3f}{error}"
+
+
+def table(book, found):
+    """Markdown: a line per row of {row: [figures of each seed]}."""
+    first = next(iter(found.values()))[0]
+    lines = [f"*{Path(book).name}*, {first['test']['bytes']:,} bytes of test text, "
+             f"{len(next(iter(found.values())))} seeds; a four-gram table of the same tokens: "
+             f"validation {first['val']['ngram']:.3f}, test {first['test']['ngram']:.3f}", "",
+             "| | validation | test | from the demo | left to right | few masks | many masks | n-gram | twin "
+             "| copied | epochs | PFLOP |", "|---|" + "---|" * 11]
+    for name, runs in found.items():
+        bits = {split: [r[split]["bits_per_byte"] for r in runs] for split in ("val", "test")}
+        demo = [r["test"]["bits_per_byte"] for r in found.get("demo", runs)]
+        away = mean_and_error([a - b for a, b in zip(bits["test"], demo)], "+") if name != "demo" else ""
+        one, best = runs[0], [r["run"]["best"] for r in runs]
+        tenths = one["test"]["bits_per_token_by_mask_rate"]
+        cells = [settings(name, book)[1].title, mean_and_error(bits["val"]), mean_and_error(bits["test"]), away,
+                 one["test"]["left_to_right_bits_per_byte"], *((tenths[0], tenths[-1]) if tenths else ("", "")),
+                 *((one.get("samples") or {}).get(key) for key in ("ngram", "twin", "copied")),
+                 f"{statistics.mean(b['epoch'] for b in best):.0f}",
+                 f"{statistics.mean(b['flops'] for b in best) / 1e15:.1f}"]
+        lines.append("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else c or "–" for c in cells) + " |")
+    if human := first.get("book"):
+        cells = "".join(f" {human.get(key, math.nan):.3f} |" for key in ("ngram", "twin", "copied"))
+        lines.append(f"| the book, held out | | | | | | |{cells} | |")
+    return "\n".join(lines)
+
+
+def settings(name, book):
+    """(name of a row's runs, its Row): the twin's are those that won."""
+    if name != "twin":
+        return name, ROWS[name]
+    won = best_twin(book)
+    row = TWINS[won.removeprefix("twin-")]
+    return won, row._replace(title=f"{ROWS[name].title}: {row.title}")
+
+
+def curves(found, path, dark):
+    """The validation bound over floating-point operations and over epochs, mean of the seeds, as SVG."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    plt.style.use("dark_background" if dark else "default")
+    plt.rcParams["svg.hashsalt"] = "compare"    # the same figures give the same file
+    figure, axes = plt.subplots(len(found), 2, figsize=(10, 3.6 * len(found)), sharey="row", squeeze=False)
+    for (book, lines), pair in zip(found.items(), axes):
+        for axis, key, label in zip(pair, ("flops", "epoch"), ("floating-point operations", "epochs")):
+            for name, runs in lines.items():
+                points = list(zip(*(r["run"]["points"] for r in runs)))
+                x = [statistics.mean(p[key] for p in at) for at in points]
+                y = [statistics.mean(p["bits"] for p in at) for at in points]
+                axis.plot(x, y, label=ROWS[name].title.strip("*"), linestyle="--" if name == "twin" else "-")
+            best = min(p["bits"] for runs in lines.values() for r in runs for p in r["run"]["points"])
+            axis.set(xscale="log", xlabel=label, title=Path(book).stem, ylim=(best - 0.05, best + 0.6))
+        pair[0].set_ylabel("validation, bits per byte")
+    axes[0][1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+    plt.close(figure)
+
+
+def report(found, file):
+    """Print the tables, draw the curves beside `file`, and put the tables between its marks."""
+    text = "\n\n".join(table(book, runs) for book, runs in found.items())
+    print(text)
+    if file:
+        begin, end = "<!-- compare.py: begin -->", "<!-- compare.py: end -->"
+        before, _, rest = file.read_text(encoding="utf-8").partition(begin)
+        if end not in rest:
+            fail(f"{file} has no place for the tables: a line {begin} and a line {end}")
+        file.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    for scheme in ("light", "dark"):
+        curves(found, (file or Path("curves")).with_name(f"curves_{scheme}.svg"), scheme == "dark")
+
+
+def main():
+    configure(globals())
+    torch.set_num_threads(1)
+    names, paths = rows.split(",") if rows else list(ROWS), [str(Path(book).resolve()) for book in books]
+    if unknown := set(names) - set(ROWS):
+        fail(f"rows: there is no {min(unknown)!r}, but {', '.join(ROWS)}")
+    file = Path(write).resolve() if write else None
+    Path(folder).mkdir(exist_ok=True)
+    os.chdir(folder)
+
+    twins = [(f"twin-{key}", TWINS[key]) for key in list(TWINS)[:tunings]] if "twin" in names else []
+    with ThreadPoolExecutor(jobs) as pool:
+        for book in paths:
+            for flags in {ROWS[name].prepare for name in names}:
+                prepared(book, flags)
+            list(pool.map(lambda each, book=book: train(book, *each, 1), twins))
+        found = {book: {name: [pool.submit(train, book, *settings(name, book), seed)
+                               for seed in range(1, seeds + 1)] for name in names} for book in paths}
+    for book, lines in found.items():
+        for name, runs in lines.items():
+            lines[name] = [measure(r.result(), book, seed == 1) for seed, r in enumerate(runs, 1)]
+    report(found, file)
+
+
+if __name__ == "__main__":
+    main()
