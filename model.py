@@ -9,6 +9,7 @@ in that order. The output layer covers only text, so a special token can neither
 sampled.
 """
 import ctypes
+import json
 import math
 import os
 import sys
@@ -893,12 +894,15 @@ def save_checkpoint(path: str, checkpoint: dict) -> None:
 
 
 def load_checkpoint(path: str, device: str | torch.device = "cpu") -> dict:
-    """The dict that save_checkpoint wrote. FileNotFoundError or ValueError says in one line what is
-    wrong with the file."""
+    """The dict that save_checkpoint wrote, or that stands in a folder of `sample.py --save_model`.
+    FileNotFoundError or ValueError says in one line what is wrong with the file."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"no checkpoint at {path}: train one first with python train.py")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        if os.path.isdir(path):
+            checkpoint = load_folder(path, device)
+        else:
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         # What a damaged file makes torch raise is of many kinds; pickle's own is for what is not plain data.
         told = "holds something other than tensors and plain values"
@@ -909,6 +913,16 @@ def load_checkpoint(path: str, device: str | torch.device = "cpu") -> dict:
         raise ValueError(f"{path} is not a checkpoint of this program: it lacks the model, its config "
                          "or the tokenizer")
     return checkpoint
+
+
+def load_folder(path: str, device: str | torch.device) -> dict:
+    """A checkpoint's model, config and tokenizer from safetensors and JSON."""
+    from safetensors.torch import load_file     # needed here alone
+    with open(f"{path}/config.json", encoding="utf-8") as file:
+        described = json.load(file)
+    with open(f"{path}/tokenizer.json", encoding="utf-8") as file:
+        tokenizer = json.load(file)
+    return described | {"tokenizer": tokenizer, "model": load_file(f"{path}/model.safetensors", str(device))}
 
 
 def load_model(path: str, device: str | torch.device = "cpu") -> tuple[DiffusionModel, dict]:

@@ -54,6 +54,7 @@ speed = 1.0                   # of the animation: 2 is twice as fast, 0 does not
 draft = False                 # in animations, show what the model would put under the masks
 save_animation = ""           # FILE.html or FILE.gif: the first text's animation, to keep
 benchmark = False             # tokens per second over steps and orders
+save_model = ""               # a folder for the model as others read it: safetensors, JSON, a model card
 
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
 TRIES = 25                      # combinations of gap lengths tried at most
@@ -655,12 +656,53 @@ def check():
         fail(f"--save_animation wants a name that ends in .html or .gif, got {save_animation}")
 
 
+CARD = """---
+library_name: pytorch
+pipeline_tag: text-generation
+tags: [masked-diffusion, text-diffusion]
+---
+A masked diffusion language model of one book, {book}: {weights:,} weights, {n_text:,} tokens. It writes in
+the book's style and knows nothing else. Every script of the program that trained it opens this folder, as in
+
+    python sample.py --checkpoint=FOLDER
+
+`model.safetensors` has the weights, `config.json` the network's shape and how it was trained, `tokenizer.json`
+the vocabulary.
+
+{evaluation}
+"""
+
+
+def share(folder: str, path: str, saved: dict) -> None:
+    """Write a checkpoint as others can read it, with the figures of evaluation.json if they are its own."""
+    from safetensors.torch import save
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    training = saved.get("training", {})
+    write_json(f"{folder}/config.json", {"config": saved["config"], "training": training})
+    write_json(f"{folder}/tokenizer.json", saved["tokenizer"])
+    Path(folder, "model.safetensors.writing").write_bytes(save(saved["model"]))
+    os.replace(f"{folder}/model.safetensors.writing", f"{folder}/model.safetensors")
+    evaluation, told = Path(path).parent / "evaluation.json", "It has not been evaluated."
+    if evaluation.exists():
+        found = json.loads(evaluation.read_text(encoding="utf-8"))
+        if found["checkpoint"] == path:
+            bits = found["likelihood"]["bits_per_byte"], found["baselines"]["ngram_bits_per_byte"]
+            told = (f"Bits per byte of the book's {found['split']} text: at most {bits[0]:.3f}; a table of its "
+                    f"n-grams {bits[1]:.3f}. Share of its samples that stands in the book word for word: "
+                    f"{found['memorization']['generated']['copied_share']:.1%}.")
+    card = CARD.format(book=training.get("dataset", "unnamed"), n_text=saved["config"]["vocab_size"] - 3,
+                       weights=sum(w.numel() for w in saved["model"].values()), evaluation=told)
+    Path(folder, "README.md").write_text(card, encoding="utf-8")
+    say(f"{folder}: the model of {path}, {told[0].lower()}{told[1:]}")
+
+
 def main():
     knobs = configure(globals(), positional="prompt")
     check()
     # a terminal that cannot show a character shows ?
     sys.stdout.reconfigure(errors="replace")
-    model, tokenizer, _ = load(checkpoint or os.path.join(out_dir, "best.pt"), device)
+    path = checkpoint or os.path.join(out_dir, "best.pt")
+    model, tokenizer, saved = load(path, device)
     if sys.stderr.isatty():
         print(" " * 11, end="\r", file=sys.stderr, flush=True)
     try:
@@ -670,6 +712,8 @@ def main():
             asked = [line for line in lines if line.strip()]
         if output:      # a path that cannot be written is known before the work
             write_json(output, [])
+        if save_model:
+            return share(save_model, path, saved)
         if interactive:
             return converse(model, tokenizer, knobs | {"animate": animate is not False})
         gaps = bool(template or batch)

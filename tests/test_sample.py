@@ -379,6 +379,21 @@ def test_text_to_stdout_and_all_else_to_stderr(folder):
     assert result["settings"]["temperature"] == 0 and set(result["settings"]) == SETTINGS
 
 
+def test_a_shared_model_is_the_same_model(run, folder):
+    evaluation = {"checkpoint": "out/best.pt", "split": "test", "likelihood": {"bits_per_byte": 1.25}, "baselines": {"ngram_bits_per_byte": 1.5},
+                  "memorization": {"generated": {"copied_share": 0.04}}}
+    (folder / "out/evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    status, out, err = run("--save_model=shared")
+    assert (status, out) == (0, "") and "1.250" in err
+    assert {path.name for path in (folder / "shared").iterdir()} == {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+    assert "1.250" in (folder / "shared/README.md").read_text(encoding="utf-8") and b"pickle" not in (folder / "shared/model.safetensors").read_bytes()
+    assert run("The keeper", "--max_tokens=6", "--checkpoint=shared")[1] == run("The keeper", "--max_tokens=6")[1]
+    (folder / "shared/model.safetensors").write_bytes(b"torn")
+    status, _, err = run("The keeper", "--checkpoint=shared")
+    assert status == 2 and err.startswith("error: shared") and len(err.splitlines()) == 1
+    (folder / "out/evaluation.json").unlink()
+
+
 def test_gaps_are_filled_with_what_was_learnt(run):
     status, out, _ = run("--template=The keeper climbed the ____(1) with a ____(2), lit the wick and waited for “____(1)” beside the grey window.", "--temperature=0")
     assert (status, out.strip()) == (0, WORDS)
