@@ -390,7 +390,7 @@ def test_a_shared_model_is_the_same_model(run, folder):
     assert run("The keeper", "--max_tokens=6", "--checkpoint=shared")[1] == run("The keeper", "--max_tokens=6")[1]
     (folder / "shared/model.safetensors").write_bytes(b"torn")
     status, _, err = run("The keeper", "--checkpoint=shared")
-    assert status == 2 and err.startswith("error: shared") and len(err.splitlines()) == 1
+    assert status == 2 and "shared is torn" in err and len(err.splitlines()) == 1
     (folder / "out/evaluation.json").unlink()
 
 
