@@ -264,8 +264,10 @@ def report(found, file):
         if end not in rest:
             fail(f"{file} has no place for the tables: a line {begin} and a line {end}")
         file.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    pictures = file.parent / "pictures" if file else Path()
+    pictures.mkdir(exist_ok=True)
     for scheme in ("light", "dark"):
-        curves(found, (file or Path("curves")).with_name(f"curves_{scheme}.svg"), scheme == "dark")
+        curves(found, pictures / f"curves_{scheme}.svg", scheme == "dark")
 
 
 def main():

@@ -67,7 +67,8 @@ class Judges:
                  "ngram": float(sum(self.ngram.nats(ids).sum() for ids in written)) / size,
                  "copied": evaluate.memorization(written, self.train, self.tokenizer.decode)["copied_share"]}
         if self.twin:
-            nats = held_out_bound(self.twin, list(map(torch.tensor, written)), 1).per_sequence.sum()
+            pieces = evaluate.chop(written, self.twin.config.block_size)
+            nats = held_out_bound(self.twin, list(map(torch.tensor, pieces)), 1).per_sequence.sum()
             found["twin"] = float(nats) / size
         return found
 
