@@ -8,7 +8,6 @@ The text is cleaned, and parts of it are held out before anything is learned fro
 scored, and three stages are cut: I simple and typical sentences, II pairs of linked sentences, III all of the
 training text.
 """
-import contextlib
 import functools
 import importlib.util
 import itertools
@@ -334,12 +333,11 @@ def thematic_centrality(words, train):
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
-    vectorizer = TfidfVectorizer(analyzer=lambda words: words, sublinear_tf=True)
-    vectorizer.fit(itertools.compress(words, train))
-    themes = min(64, len(vectorizer.vocabulary_) - 1)
+    tfidf = TfidfVectorizer(analyzer=list, sublinear_tf=True).fit(itertools.compress(words, train))
+    themes = min(64, len(tfidf.vocabulary_) - 1)
     if themes < 2:
         return np.ones(len(words))
-    weighed = vectorizer.transform(words)
+    weighed = tfidf.transform(words)
     embedded = normalize(TruncatedSVD(themes, random_state=0).fit(weighed[train]).transform(weighed))
     k = max(2, min(64, round(math.sqrt(train.sum() / 2))))
     kmeans = KMeans(k, n_init=1, random_state=0).fit(embedded[train])
@@ -391,22 +389,22 @@ def score(spans, sentences, reference_words, phases):
             paragraphs[piece.paragraph] += sentence
     documents = list(paragraphs.values())
     english = is_english([word for document in documents for word in document])
-    scores = {"words": np.array([len(sentence) for sentence in words], float)}
-    scores["complex_words"] = np.array([np.mean([len(word) > 6 for word in s] or [0]) for s in words])
+    scores = {"words": np.array([*map(len, words)], float),
+              "complex_words": np.array([np.mean([len(word) > 6 for word in s] or [0]) for s in words])}
     scores["clauses"], scores["parse_depth"] = clauses_and_depth(spans, english, phases)
     scores["flesch_kincaid_grade"] = reading_grade(spans, english, phases)
     # the mean percentile rank of the five above; a score that is 0 everywhere ranks .5 and decides nothing
     scores["syntactic_complexity"] = np.mean([rank(values, train) for values in scores.values()], axis=0)
-    with phases.phase("rarity, repetition, themes"), threadpool_limits(1), warnings.catch_warnings():
+    phases.begin("rarity, repetition, themes")
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")         # of k-means and SVD, about texts that repeat themselves
         scores["lexical_rarity"] = lexical_rarity(words, reference_words or documents)
         scores["yules_k"] = yules_k(words, [piece.run for piece in sentences])
         scores["thematic_centrality"] = thematic_centrality(words, train)
     scores = {name: np.round(values, 5) for name, values in scores.items()}
-    weights = {name: weight for name, weight in difficulty_weights.items() if weight}
-    ranks = {name: rank(scores[name], train) for name in weights}
-    parts = [abs(w) * (ranks[name] if w > 0 else 1 - ranks[name]) for name, w in weights.items()]
-    scores["difficulty"] = np.round(np.sum(parts, axis=0) / sum(map(abs, weights.values())), 5)
+    ranks, weights = [rank(scores[name], train) for name in difficulty_weights], difficulty_weights.values()
+    parts = [abs(w) * (r if w > 0 else 1 - r) for w, r in zip(weights, ranks)]
+    scores["difficulty"] = np.round(np.sum(parts, axis=0) / sum(map(abs, weights)), 5)
     return scores, english
 
 
@@ -426,11 +424,9 @@ def windows(pieces, gap):
             result.append([])
         for part in parts:
             if len(result[-1]) + len(part) > block_size:
-                result.append([])
-            while len(part) > block_size:
-                result += [part[:block_size], []]
-                part = part[block_size:]
-            result[-1] += part
+                result += [part[i:i + block_size] for i in range(0, len(part), block_size)]
+            else:
+                result[-1] += part
     return [window for window in result if window]
 
 
@@ -448,7 +444,7 @@ def linked_pairs(sentences, roles):
 
 
 def choose_stages(sentences, scores, roles, separator):
-    """({stage: its examples}, {stage: how they were chosen}) of stages I and II. A sentence over block_size
+    """({stream: its examples}, {stage: how they were chosen}) of stages I and II. A sentence over block_size
     loses its end, a pair keeps what is next to the [SEP]."""
     train = np.array([piece.split == "train" for piece in sentences])
     complexity, centrality, words = (scores[name] for name in (
@@ -457,7 +453,7 @@ def choose_stages(sentences, scores, roles, separator):
     tiers, pairs_of = linked_pairs(sentences, roles), {}
 
     def percentile(values, q):
-        return float(np.quantile(values[train], min(1, max(0, q))))
+        return float(np.quantile(values[train], np.clip(q, 0, 1)))
 
     def simple_and_typical(fits, shift):
         fits &= centrality >= percentile(centrality, stage1_centrality - shift)
@@ -495,8 +491,9 @@ def choose_stages(sentences, scores, roles, separator):
             sentences[i].stages.add(stage)
         ids = [[sentences[i].ids for i in numbers] for numbers in chosen]
         repeats = max(0, needed - len(chosen))
-        examples[stage] = list(itertools.islice(itertools.cycle(joined(*x) for x in ids), len(ids) + repeats))
-        records[str(stage)] = {
+        endless = itertools.cycle(joined(*x) for x in ids)
+        examples[f"stage{stage}_train"] = list(itertools.islice(endless, len(ids) + repeats))
+        records[stage] = {
             "max_complexity": percentile(complexity, limit + shift),
             **({"min_centrality": percentile(centrality, stage1_centrality - shift)} if stage == 1 else
                {"pairs_of": pairs_of}), "relaxed_by": shift, "repeated_examples": repeats,
@@ -515,9 +512,9 @@ def fingerprints(examples, n=8):
 def describe(streams, training_text, sentences, chosen, tok):
     """The counts of every split and stage, and the check that nothing held out reached a training stream but
     what the training text has as well. training_text: its runs, as lists of ids."""
-    known, used = fingerprints(training_text), {i for run in training_text for i in run}
+    known, used = fingerprints(training_text), set().union(*training_text)
     trained = {stage: streams[f"stage{stage}_train"] for stage in (1, 2, 3)}
-    foreign = np.setdiff1d(np.concatenate([fingerprints(examples) for examples in trained.values()]), known)
+    foreign = np.setdiff1d(np.concatenate([*map(fingerprints, trained.values())]), known)
     texts = {"train": trained[3], "val": streams["val"], "test": streams["test"]}
     total = sum(len(ids) for examples in texts.values() for ids in examples)
 
@@ -525,21 +522,19 @@ def describe(streams, training_text, sentences, chosen, tok):
         lengths = [len(ids) for ids in examples]
         return {"examples": len(lengths), "tokens": sum(lengths), "longest": max(lengths)}
 
-    splits, stages = {}, {}
-    for name, examples in texts.items():
-        splits[name] = size(examples) | {"sentences": sum(piece.split == name for piece in sentences)}
-        splits[name]["share"] = round(splits[name]["tokens"] / total, 4)
-        splits[name]["bytes"] = sum(len(tok.decode_bytes(ids)) for ids in examples)
-        if name != "train":
-            found = fingerprints(examples)
-            again = np.isin(found, known).sum() / max(1, len(found))
-            splits[name] |= {"also_in_training_text": round(float(again), 4),
-                             "leaked": int(np.isin(found, foreign).sum())}
-    for stage, examples in trained.items():
-        stages[str(stage)] = made = size(examples) | chosen[str(stage)]
-        made["sentences"] = sum(stage in piece.stages for piece in sentences)
-        covered = {i for ids in examples for i in ids} & used
-        made["vocabulary_coverage"] = round(len(covered) / len(used), 4)
+    splits = {name: size(examples) | {
+        "sentences": sum(piece.split == name for piece in sentences),
+        "share": round(sum(map(len, examples)) / total, 4),
+        "bytes": sum(len(tok.decode_bytes(ids)) for ids in examples)} for name, examples in texts.items()}
+    for name in ("val", "test"):
+        found = fingerprints(texts[name])
+        again = np.isin(found, known).sum() / max(1, len(found))
+        splits[name] |= {"also_in_training_text": round(float(again), 4),
+                         "leaked": int(np.isin(found, foreign).sum())}
+    stages = {stage: size(examples) | chosen[stage] | {
+        "sentences": sum(stage in piece.stages for piece in sentences),
+        "vocabulary_coverage": round(len(used & set().union(*examples)) / len(used), 4)}
+        for stage, examples in trained.items()}
     return splits, stages
 
 
@@ -573,7 +568,7 @@ def advice(statistics):
             (known > 0.1, f"{known:.0%} of {name} is repeated word for word in the training text: the book "
              "repeats itself, and its figures will flatter the model."),
             (split["leaked"], f"{split['leaked']} passages of {name} are in the training data: it is a bug.")]
-    for name, stage in (("I", stages["1"]), ("II", stages["2"])):
+    for name, stage in (("I", stages[1]), ("II", stages[2])):
         checks += [
             (stage["repeated_examples"], f"Stage {name} found too few examples and repeats "
              f"{stage['repeated_examples']} of them. Lower --min_stage_share, or widen its percentiles."),
@@ -592,18 +587,14 @@ class Phases:
         from rich.progress import Progress
         self.bars = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
-    @contextlib.contextmanager
-    def phase(self, name, total=None):
-        """A named phase of `total` steps, if that is known; yields advance(steps)."""
-        bar = self.bars.add_task(name, total=total)
-        yield functools.partial(self.bars.advance, bar)
-        self.bars.update(bar, total=1, completed=1)
+    def begin(self, name, total=None):
+        """A new phase, of `total` steps if that is known -> advance(steps). Those before it are done."""
+        for bar in self.bars.task_ids:
+            self.bars.update(bar, total=1, completed=1)
+        return functools.partial(self.bars.advance, self.bars.add_task(name, total=total))
 
     def track(self, name, items):
-        with self.phase(name, len(items)) as advance:
-            for item in items:
-                yield item
-                advance(1)
+        return self.bars.track(items, description=name)
 
 
 def folder_of(path, source):
@@ -665,9 +656,8 @@ def report(statistics, folder):
           f"{statistics['encoding']}")
     columns = ("examples", "tokens", "longest", "sentences")
     print(" " * 9 + "".join(f"{name:>11}" for name in columns) + "  of vocabulary")
-    rows = {"stage I": stages["1"], "stage II": stages["2"], "stage III": stages["3"], **splits}
-    del rows["train"]                           # stage III
-    for name, row in rows.items():
+    for name, row in (("stage I", stages[1]), ("stage II", stages[2]), ("stage III", stages[3]),
+                      ("val", splits["val"]), ("test", splits["test"])):
         coverage = f"{row['vocabulary_coverage']:>15.1%}" if name not in splits else ""
         print(f"{name:9}" + "".join(f"{row[key]:11,}" for key in columns) + coverage)
     print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save "
@@ -697,9 +687,7 @@ def show(spans, difficulty, streams, tok):
 
 def tiled(pieces, examples, gap):
     """({name: its examples} of the five streams, the runs of training text), all as lists of ids."""
-    streams = {"stage1_train": examples[1], "stage2_train": examples[2]}
-    streams |= {"stage3_train": [], "val": [], "test": []}
-    training = []
+    streams, training = examples | {"stage3_train": [], "val": [], "test": []}, []
     for name, run in groupby(pieces, key=lambda piece: piece.split):
         tiles = windows(run := list(run), gap)
         if name == "train":
@@ -713,59 +701,57 @@ def tiled(pieces, examples, gap):
 def prepare(settings, phases):
     """The whole way from `book` to data/<book>/."""
     path = download(book, phases) if book.startswith(("http://", "https://")) else Path(book)
-    settings["book"], found, rarity = writable(book), Found(), None
+    settings["book"], found = writable(book), Found()
     folder = folder_of(path, settings["book"])
-    with phases.phase("reading and cleaning"):
-        text, encoded = read_book(path, found, encoding)
-        paragraphs = clean(text, found)
-        if reference:
-            rarity = [words_of(part) for part, heading in clean(read_book(reference, None, encoding)[0])
-                      if not heading]
-    with phases.phase("cutting sentences"):
-        text, pieces = cut(paragraphs)
-        sentences = [piece for piece in pieces if not piece.heading]
-        if len(sentences) < FEWEST_SENTENCES:
-            fail(f"{book} is too short: {len(sentences)} sentences, where training, validation and test need "
-                 f"{FEWEST_SENTENCES} at the least")
-        spans = [text[piece.lead:piece.end] for piece in pieces]
-        gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
-        split(pieces, gpt2_tokens)
-    with phases.phase("choosing the vocabulary"):
-        training = [span for piece, span in zip(pieces, spans) if piece.split == "train"]
-        tok = Tokenizer(tokenizer, compressed_vocabulary(training) if tokenizer == "gpt2" else
-                        [*book_vocabulary(training, vocab_size - len(SPECIAL) - 1), b"\n\n"])
+    phases.begin("reading and cleaning")
+    text, encoded = read_book(path, found, encoding)
+    paragraphs = clean(text, found)
+    others = clean(read_book(reference, None, encoding)[0]) if reference else []
+    phases.begin("cutting sentences")
+    text, pieces = cut(paragraphs)
+    sentences = [piece for piece in pieces if not piece.heading]
+    if len(sentences) < FEWEST_SENTENCES:
+        fail(f"{book} is too short: {len(sentences)} sentences, where training, validation and test need "
+             f"{FEWEST_SENTENCES} at the least")
+    spans = [text[piece.lead:piece.end] for piece in pieces]
+    gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
+    split(pieces, gpt2_tokens)
+    phases.begin("choosing the vocabulary")
+    training = [span for piece, span in zip(pieces, spans) if piece.split == "train"]
+    tok = Tokenizer(tokenizer, compressed_vocabulary(training) if tokenizer == "gpt2" else
+                    [*book_vocabulary(training, vocab_size - len(SPECIAL) - 1), b"\n\n"])
     for piece, span in zip(pieces, phases.track("encoding", spans)):
         piece.ids = tok.encode(span)
     spans = [text[piece.start:piece.end] for piece in sentences]
+    rarity = [words_of(part) for part, heading in others if not heading]
     scores, english = score(spans, sentences, rarity, phases)
-    with phases.phase("choosing stages"):
-        numbers = [piece.paragraph for piece in sentences]
-        roles = toulmin_roles(spans, numbers) if argument_structure else None
-        examples, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
-        streams, training = tiled(pieces, examples, tok.encode("\n\n"))
-        chosen["3"] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if 3 in piece.stages)}
-    with phases.phase("checking and writing"):
-        splits, stages = describe(streams, training, sentences, chosen, tok)
-        size, tokens = len(text.encode()), sum(len(piece.ids) for piece in pieces)
-        statistics = {
-            "book": folder.name, "title": title or found.title or folder.name, "encoding": encoded,
-            "english": english, "characters": len(text), "bytes": size, "removed": dict(found.removed),
-            "words": int(scores["words"].sum()), "paragraphs": len(paragraphs),
-            "headings": len(pieces) - len(sentences), "sentences": len(sentences),
-            "splits": splits, "stages": stages,
-            "vocabulary": {"kind": tok.kind, "size": tok.vocab_size,
-                           "bytes_per_token": round(size / tokens, 3),
-                           "extra_tokens": round(tokens / gpt2_tokens - 1, 4),
-                           "parameters_saved": (GPT2_SIZE - tok.vocab_size) * n_embd}, "settings": settings}
-        statistics["warnings"] = found.warnings + advice(statistics)
-        lines = [{"start": piece.start, "end": piece.end, "split": piece.split,
-                  "stages": sorted(piece.stages), **{name: float(v[i]) for name, v in scores.items()},
-                  **({"role": roles[i][0], "role_confidence": round(roles[i][1], 4)} if roles else {})}
-                 for i, piece in enumerate(sentences)]
-        save(folder, streams, {
-            "text.txt": text, "tokenizer.json": json.dumps(tok.to_dict()),
-            "segments.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
-            "statistics.json": json.dumps(statistics, indent=2, ensure_ascii=False)})
+    phases.begin("choosing stages")
+    numbers = [piece.paragraph for piece in sentences]
+    roles = toulmin_roles(spans, numbers) if argument_structure else None
+    examples, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
+    streams, training = tiled(pieces, examples, tok.encode("\n\n"))
+    chosen[3] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if 3 in piece.stages)}
+    phases.begin("checking and writing")
+    splits, stages = describe(streams, training, sentences, chosen, tok)
+    size, tokens = len(text.encode()), sum(len(piece.ids) for piece in pieces)
+    statistics = {
+        "book": folder.name, "title": title or found.title or folder.name, "encoding": encoded,
+        "english": english, "characters": len(text), "bytes": size, "removed": dict(found.removed),
+        "words": int(scores["words"].sum()), "paragraphs": len(paragraphs),
+        "headings": len(pieces) - len(sentences), "sentences": len(sentences),
+        "splits": splits, "stages": stages, "vocabulary": {
+            "kind": tok.kind, "size": tok.vocab_size, "bytes_per_token": round(size / tokens, 3),
+            "extra_tokens": round(tokens / gpt2_tokens - 1, 4),
+            "parameters_saved": (GPT2_SIZE - tok.vocab_size) * n_embd}, "settings": settings}
+    statistics["warnings"] = found.warnings + advice(statistics)
+    lines = [{"start": piece.start, "end": piece.end, "split": piece.split, "stages": sorted(piece.stages),
+              **{name: float(values[i]) for name, values in scores.items()},
+              **({"role": roles[i][0], "role_confidence": round(roles[i][1], 4)} if roles else {})}
+             for i, piece in enumerate(sentences)]
+    save(folder, streams, {
+        "text.txt": text, "tokenizer.json": json.dumps(tok.to_dict()),
+        "segments.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
+        "statistics.json": json.dumps(statistics, indent=2, ensure_ascii=False)})
     report(statistics, folder)
     if show_extremes:
         show(spans, scores["difficulty"], streams, tok)

@@ -9,13 +9,12 @@ import posixpath
 import re
 import unicodedata
 import zipfile
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-
-import numpy as np
 
 from configurator import fail
 
@@ -71,10 +70,9 @@ def decode(raw, found, encoding=""):
     if kind := FOREIGN.get(raw[:5]) or FOREIGN.get(raw[60:65]):
         raise ValueError(f"is {kind}: convert it to .txt, .html or .epub first")
     wide = b"\0" in raw or raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    lines = [(line, line.decode("utf-8", "ignore").encode() == line)
-             for line in ([raw] if wide else raw.split(b"\n"))]
-    strange = [line for line, right in lines if not right]
-    telling = b"\n".join([line for line, _ in lines[:200] if line.isascii()] + strange)
+    lines = [raw] if wide else raw.split(b"\n")
+    strange = [line for line in lines if line.decode("utf-8", "ignore").encode() != line]
+    telling = b"\n".join([*filter(bytes.isascii, lines[:200]), *strange])
     declared = re.search(rb"(?m)^Character set encoding: *(?!utf)([\w -]*\d)", telling, re.I)
     guesses = chardet.detect_all(telling, max_bytes=10**6)
     near = 0.95 * (guesses[0]["confidence"] or 0)
@@ -88,9 +86,11 @@ def decode(raw, found, encoding=""):
         return raw.decode("utf-8-sig"), "UTF-8"
     if re.fullmatch("iso-?8859-1|ascii", name, re.I):          # as browsers do
         name = "Windows-1252"
-    mixed = not encoding and sum(right and not line.isascii() for line, right in lines) > len(strange) / 10
+    # more than a tenth as many lines say something in UTF-8
+    mixed = not encoding and 10 * sum(not line.isascii() for line in lines) > 11 * len(strange)
+    odd = set(strange)
     try:
-        text = ("\n".join(line.decode("utf-8" if right else name) for line, right in lines) if mixed
+        text = ("\n".join(line.decode(name if line in odd else "utf-8") for line in lines) if mixed
                 else raw.decode(name))
     except UnicodeDecodeError as error:
         raise ValueError(f"is damaged at byte {error.start}, if it is {name}: name its --encoding") from None
@@ -111,12 +111,15 @@ def read_epub(path, raw, found, encoding):
     from lxml import etree
     room, texts, missing = MAX_BYTES, [], []
 
-    def member(href, folder=""):
+    def place(name):                            # as archives and links to their parts may each write it
+        return posixpath.normpath(unquote(name).replace("\\", "/")).casefold()
+
+    def member(href):
         nonlocal room
-        places = [posixpath.normpath(posixpath.join(folder, x)).casefold() for x in (href, unquote(href))]
-        if places[-1].startswith(("/", "..")):
+        where = place(href)
+        if where.startswith(("/", "..")):
             fail(f"{path} is not a sound epub: it points outside its archive, to {href}")
-        with archive.open(next(names[place] for place in places if place in names)) as file:
+        with archive.open(names[where]) as file:
             content = file.read(room + 1)
         room -= len(content)
         if room < 0:
@@ -128,7 +131,7 @@ def read_epub(path, raw, found, encoding):
 
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            names = {posixpath.normpath(n.replace("\\", "/")).casefold(): n for n in archive.namelist()}
+            names = {place(name): name for name in archive.namelist()}
             package = tree("META-INF/container.xml").find(".//{*}rootfile").get("full-path")
             root, folder = tree(package), posixpath.dirname(package)
             found.title = " ".join(root.findtext(".//{http://purl.org/dc/elements/1.1/}title", "").split())
@@ -136,11 +139,11 @@ def read_epub(path, raw, found, encoding):
             guide = {entry.get("href"): entry.get("type") for entry in root.iterfind(".//{*}reference")}
             for entry in root.iterfind(".//{*}itemref"):
                 item = items.get(entry.get("idref"), {})
-                href = item.get("href", entry.get("idref")).replace("\\", "/").partition("#")[0]
+                href = item.get("href", entry.get("idref")).partition("#")[0]
                 label = re.sub(r"[\W_]+", " ", f"{item.get('properties')} {guide.get(href)} {href}")
                 try:
                     if entry.get("linear") != "no":
-                        part, _ = decode(member(href, folder), found, encoding)
+                        part, _ = decode(member(posixpath.join(folder, href)), found, encoding)
                         texts.append(markup_text(part, found, label))
                 except Exception:       # one damaged part must not cost the whole book
                     missing.append(href)
@@ -271,10 +274,10 @@ def download(url, phases):
     try:
         with urlopen(Request(url, headers={"User-Agent": "prepare.py"}), timeout=30) as response:
             size = int(response.headers.get("Content-Length") or 0)
-            with phases.phase("downloading", size or None) as advance:
-                while max(size, len(content)) <= MAX_BYTES and (block := response.read(2**16)):
-                    content += block
-                    advance(len(block))
+            advance = phases.begin("downloading", size or None)
+            while max(size, len(content)) <= MAX_BYTES and (block := response.read(2**16)):
+                content += block
+                advance(len(block))
         if max(size, len(content)) > MAX_BYTES:
             fail(f"{url} is larger than {MAX_BYTES >> 20} MB: this is no book")
         if len(content) < size:
@@ -334,12 +337,12 @@ def clean(text, found=None):
     text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]", "", text)
     text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
-    lengths = np.sort([len(line) for line in lines])
-    width = lengths[np.searchsorted(lengths.cumsum(), lengths.sum() / 2)]   # half of the text is in longer
-    ends = [bool(SENTENCE_END.search(line)) for line in lines if line]
+    lengths = sorted(map(len, lines))
+    width = lengths[bisect_left(list(accumulate(lengths)), sum(lengths) / 2)]  # half of the text is in longer
+    ends = [SENTENCE_END.search(line) for line in lines if line]
     wrapped = width <= 120 and not marked
     dense = lines.count("") < len(lines) / 10 and not marked
-    if dense and (not wrapped or len(ends) > 20 and np.mean(ends) > 0.8):
+    if dense and (not wrapped or len(ends) > 20 and _share(ends) > 0.8):
         lines, wrapped = [part for line in lines for part in (line, "")], False     # a line is a paragraph
     blocks, gap = [], 9                         # each with the number of blank lines before it
     for blank, block in groupby(lines, key=lambda line: not line.strip()):
@@ -364,6 +367,7 @@ def clean(text, found=None):
         heading = block[0][0] == HEAD or (not re.search(r"\w", paragraph) if believed
                                           else _is_heading(paragraph, gap > usual, heading))
         paragraphs += [(paragraph, heading)] if paragraph else []
+    found.removed = +found.removed              # what was none does not count
     return paragraphs
 
 
@@ -371,30 +375,29 @@ def _without_gutenberg(text, found):
     """Without Project Gutenberg's header and licence, of each book in the file."""
     books, position, inside = [], 0, True       # inside a book, or in the licence after one
 
-    def licence():
-        after = text[position:end]
-        match = LICENCE.match(after)
-        size = match.end() if match else len(after) if len(after) < 30_000 else after.find("\n\n")
+    def after_licence(part):
+        match = LICENCE.match(part)
+        size = match.end() if match else len(part) if len(part) < 30_000 else max(0, part.find("\n\n"))
         found.removed["licence"] += size
-        return position + size
+        return part[size:]
 
     for mark in re.finditer(f"^(?:({BEGIN})|{FINISH})", text + "\n", re.M | re.I):
-        end, before = mark.start(), text[position:mark.start()]
+        before = text[position:mark.start()]
         opening = re.search(r"START\W*THE SMALL PRINT", before[:6000], re.I)
         if not mark[1] and inside:
             books.append(before)
-            position, inside = end, False
+            position, inside = mark.start(), False
         elif mark[1] and ("SMALL" not in mark[1].upper()
                           or inside and (opening or 2 * len(before) < len(text))):      # not after the book
-            header = before if inside else text[licence():end]
+            header = before if inside else after_licence(before)
             if said := re.search(r"^[^\w\n]*Title: *(.+(?:\n +\S.*)*)", header, re.M):
                 found.title = " ".join(said[1].split())
             book = header if len(header) >= 30_000 else ""      # no header is as large
             found.removed["header"] += len(mark[0]) + len(header) - len(book)
             books.append(book)
             position, inside = mark.end(), True
-    end = len(text)
-    books.append(text[position if inside else licence():])
+    rest = text[position:]
+    books.append(rest if inside else after_licence(rest))
     for number, part in enumerate(books):
         if credit := CREDITS.match(part):
             found.removed["header"] += credit.end()
@@ -425,7 +428,6 @@ def _without_notes(text, found):
         text = re.sub(pattern, lambda match: match[0] if match[1] and match[1] not in notes else "", text,
                       flags=re.M)
         found.removed[kind] += size - len(text)
-    found.removed = +found.removed
     return text
 
 
@@ -446,23 +448,25 @@ def _in_lines(block, width):
     capitals (in scripts without: end in stops), and break where the next word had room."""
     if len(block) < 2 or any(re.search(r"\w-$", line) for line in block):
         return False
-    if _most(block, LIST_ITEM.match):
+    if _share(map(LIST_ITEM.match, block)) > 0.5:
         return True
     longest = max(map(len, block))
-    early = np.mean([len(line) + len(after.split()[0]) + 4 < longest for line, after in pairwise(block)])
+    early = _share(len(line) + len(after.split()[0]) + 4 < longest for line, after in pairwise(block))
     first = [re.sub(r"^[\W_]+", "", line)[:1] for line in block[1:]]
-    if _most(first, lambda letter: letter.lower() == letter.upper()):
-        stops = np.mean([bool(LINE_STOP.search(line)) for line in block[:-1]])
+    if _share(letter.lower() == letter.upper() for letter in first) > 0.5:
+        stops = _share(map(LINE_STOP.search, block[:-1]))
         return early > 1 / 3 or stops > 0.8 and (longest < 0.9 * width or len(block) > 3 or width < 30)
-    capitals = np.mean([not letter.islower() for letter in first])
+    capitals = _share(not letter.islower() for letter in first)
     if longest < 0.7 * width:
         return len(block) > 2 or early > 0 or capitals == 1
     return (capitals >= 0.75 and (early > 1 / 3 or len(block) > 3)
             and (len(block) > 2 or not block[0][-1].isalnum()))
 
 
-def _most(items, test):
-    return sum(bool(test(item)) for item in items) > len(items) / 2
+def _share(tests):
+    """What part of the results of tests are true: an iterable -> [0, 1]."""
+    results = list(map(bool, tests))
+    return sum(results) / max(1, len(results))
 
 
 def _reflow(block, words, broken):
@@ -502,8 +506,8 @@ def _without_contents(blocks, found):
     for gap, block in blocks:
         lines = [line.strip(HEAD + KEPT + " ") for line in block]
         entries, size = [plain(line) for line in lines], sum(map(len, block))
-        again = _most([alone[entry] > (len(block) == 1) for entry in entries], bool)
-        named = _most(lines, HEADING.match)
+        again = _share(alone[entry] > (len(block) == 1) for entry in entries) > 0.5
+        named = _share(map(HEADING.match, lines)) > 0.5
         alike = all(HEADING.match(line) or not SENTENCE_END.search(line) for line in lines)
         listed = alike and (len(seen) == 1 or named) and gap <= (nearest or gap)
         kind = "contents"
@@ -512,14 +516,13 @@ def _without_contents(blocks, found):
         elif len(block) == 1 and CONTENTS.fullmatch(lines[0].strip(" .:_")):
             seen, nearest, budget = {""}, 0, 0
         elif seen and entries[0] not in seen and max(map(len, lines)) <= 90 and (
-                _most(lines, PAGE_NUMBER.search) or again or listed):
+                again or listed or _share(map(PAGE_NUMBER.search, lines)) > 0.5):
             nearest = nearest or gap
             seen.update(entries)
-        elif seen or len(block) < 3 or not (again and named or _most(lines, DOTTED.search)):
+        elif seen or len(block) < 3 or not (again and named or _share(map(DOTTED.search, lines)) > 0.5):
             seen, budget, kind, size = set(), 0, "", 0
             yield gap, block
         found.removed[kind] += size
-    found.removed = +found.removed
 
 
 # ---- sentences ----
