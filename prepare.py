@@ -4,9 +4,9 @@
     python prepare.py novel.epub --tokenizer=gpt2 --title="A Novel"
     python prepare.py https://www.gutenberg.org/cache/epub/84/pg84.txt --show_extremes=5
 
-The text is cleaned, and parts of it are held out before anything is learned from it. Every sentence is
-scored, and three stages are cut: I simple and typical sentences, II pairs of linked sentences, III all of the
-training text.
+The way: reading.py's clean text -> cut into sentences -> split: parts are held out before anything is learned
+-> a vocabulary -> score, every sentence -> choose_stages: I simple and typical sentences, II pairs of linked
+sentences, III all of the training text -> describe and advice -> save, report.
 """
 import functools
 import importlib.util
@@ -78,16 +78,17 @@ def gpt2_ranks():
     return data_gym_to_mergeable_bpe_ranks(*(str(folder / name) for name in GPT2_FILES), *GPT2_FILES.values())
 
 
-def encoding_of(ranks):
-    """A tiktoken Encoding with these merges within GPT-2's words."""
+def encoding_of(ranks, whole):
+    """A tiktoken Encoding with these merges within GPT-2's words; whole: tokens cut out before any merge."""
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
-    return tiktoken.Encoding("book", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding("book", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={
+        token.decode(): number for number, token in enumerate(whole, len(ranks))})
 
 
 @functools.cache
-def gpt2_encoding():
-    return encoding_of(gpt2_ranks())
+def gpt2_encoding(*whole):
+    return encoding_of(gpt2_ranks(), whole)
 
 
 class Tokenizer:
@@ -110,26 +111,17 @@ class Tokenizer:
 
     @functools.cached_property
     def _encoding(self):
-        return gpt2_encoding() if self.kind == "gpt2" else encoding_of(self._id)
-
-    @functools.cached_property
-    def _whole(self):
-        """Pattern of what becomes one token before the BPE sees the rest."""
-        whole = [re.escape(t.decode()) for t in self._id
-                 if t == b"\n\n" or self.kind == "gpt2" and t not in gpt2_ranks()]
-        return re.compile(f"({'|'.join(sorted(whole, key=len, reverse=True)) or '(?!)'})")
+        if self.kind == "gpt2":
+            return gpt2_encoding(b"\n\n", *(token for token in self._id if token not in gpt2_ranks()))
+        return encoding_of(self._id, [b"\n\n"])
 
     def encode(self, text):
         """str -> list of ids. What looks like a special token is plain text."""
         ids = []
-        for number, part in enumerate(self._whole.split(text)):
-            if number % 2:
-                ids.append(self._id[part.encode()])
-                continue
-            for full in self._encoding.encode_ordinary(part):
-                if full not in self._pieces:
-                    self._pieces[full] = self._split(self._encoding.decode_single_token_bytes(full))
-                ids += self._pieces[full]
+        for full in self._encoding.encode(text, allowed_special="all"):
+            if full not in self._pieces:
+                self._pieces[full] = self._split(self._encoding.decode_single_token_bytes(full))
+            ids += self._pieces[full]
         return ids
 
     def decode_bytes(self, ids):
@@ -415,9 +407,9 @@ def windows(pieces, gap):
     else cut at sentence ends, or anywhere. gap: the ids of the blank line between."""
     result = [[]]
     paragraphs = [[piece.ids for piece in group] for _, group in groupby(pieces, lambda p: p.paragraph)]
-    for number, parts in enumerate(paragraphs, 1):
-        if number < len(paragraphs):
-            parts[-1] = parts[-1] + gap
+    for parts in paragraphs[:-1]:
+        parts[-1] = parts[-1] + gap
+    for parts in paragraphs:
         if sum(map(len, parts)) <= block_size:
             parts = [[i for part in parts for i in part]]
         else:
@@ -487,7 +479,7 @@ def choose_stages(sentences, scores, roles, separator):
             chosen = select(train & (complexity <= percentile(complexity, limit + shift)), shift)
             if len(chosen) >= needed or chosen and shift + 0.05 > max_relaxation:
                 break
-        for i in {i for numbers in chosen for i in numbers}:
+        for i in itertools.chain(*chosen):
             sentences[i].stages.add(stage)
         ids = [[sentences[i].ids for i in numbers] for numbers in chosen]
         repeats = max(0, needed - len(chosen))

@@ -1,6 +1,13 @@
-"""A book in any format becomes clean text: a .txt, .html, .epub or .fb2 file -> paragraphs and headings.
+"""A book's file becomes clean text: paragraphs, and which of them are headings. prepare.py's first half.
 
-The way: download -> read_book (decode, read_epub, markup_text) -> clean -> sentence_starts
+    download          an https:// address -> a file, once
+    read_book         a file -> text; by decode (which encoding), read_epub, markup_text (HTML, FictionBook)
+    clean             text -> [(paragraph, is it a heading)], hard-wrapped lines joined, verse and lists as
+                      they are; without licence, notes, page numbers and contents: Found.removed counts them
+    sentence_starts   where each paragraph's sentences begin
+
+Markup says what is what; in plain text it is guessed from the look of lines and the rest of the book, and
+what is in doubt stays.
 """
 import codecs
 import contextlib
@@ -44,11 +51,11 @@ def read_book(path, found=None, encoding=""):
     try:
         if not Path(path).is_file():
             wrong = "is not a file" if Path(path).exists() else "does not exist"
-            fail(f"{path} {wrong}: name the book itself, as in python prepare.py book.txt")
+            raise ValueError(f"{wrong}: name the book itself, as in python prepare.py book.txt")
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            fail(f"{path} is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
+            raise ValueError(f"is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
         if raw.startswith(b"PK\x03\x04"):
             text, name = read_epub(path, raw, found, encoding), "epub"
         else:
@@ -56,11 +63,13 @@ def read_book(path, found=None, encoding=""):
             tags = len(re.findall("</?p>|<br", text, re.I))     # some HTML begins with lines of plain text
             if TAGGED.match(text) or tags > 20 + len(text) / 1000:
                 text = markup_text(text, found)
+        if not re.search(r"\w", text):
+            raise ValueError("has no words in it")
+        return text, name
     except OSError as error:
         fail(f"{path} cannot be read: {error.strerror}")
     except ValueError as error:
         fail(f"{path} {error}")
-    return (text, name) if re.search(r"\w", text) else fail(f"{path} has no words in it")
 
 
 def decode(raw, found, encoding=""):
@@ -75,7 +84,7 @@ def decode(raw, found, encoding=""):
     telling = b"\n".join([*filter(bytes.isascii, lines[:200]), *strange])
     declared = re.search(rb"(?m)^Character set encoding: *(?!utf)([\w -]*\d)", telling, re.I)
     guesses = chardet.detect_all(telling, max_bytes=10**6)
-    near = 0.95 * (guesses[0]["confidence"] or 0)
+    near = 0.95 * (guesses[0]["confidence"] or 0)       # Windows-1252 goes before what is hardly likelier
     guesses.sort(key=lambda guess: guess["encoding"] != "Windows-1252" or guess["confidence"] < near)
     name = encoding or guesses[0]["encoding"] or ""
     with contextlib.suppress(LookupError, TypeError):
@@ -86,7 +95,7 @@ def decode(raw, found, encoding=""):
         return raw.decode("utf-8-sig"), "UTF-8"
     if re.fullmatch("iso-?8859-1|ascii", name, re.I):          # as browsers do
         name = "Windows-1252"
-    # more than a tenth as many lines say something in UTF-8
+    # a few lines may be UTF-8 by accident, a tenth as many as the others are so on purpose
     mixed = not encoding and 10 * sum(not line.isascii() for line in lines) > 11 * len(strange)
     odd = set(strange)
     try:
@@ -111,8 +120,8 @@ def read_epub(path, raw, found, encoding):
     from lxml import etree
     room, texts, missing = MAX_BYTES, [], []
 
-    def place(name):                            # as archives and links to their parts may each write it
-        return posixpath.normpath(unquote(name).replace("\\", "/")).casefold()
+    def place(name):                            # links write names in other ways, or a % in a name as %25
+        return posixpath.normpath(unquote(unquote(name)).replace("\\", "/")).casefold()
 
     def member(href):
         nonlocal room
@@ -130,23 +139,23 @@ def read_epub(path, raw, found, encoding):
         return etree.fromstring(member(name), etree.XMLParser(recover=True, resolve_entities=False))
 
     try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            names = {place(name): name for name in archive.namelist()}
-            package = tree("META-INF/container.xml").find(".//{*}rootfile").get("full-path")
-            root, folder = tree(package), posixpath.dirname(package)
-            found.title = " ".join(root.findtext(".//{http://purl.org/dc/elements/1.1/}title", "").split())
-            items = {item.get("id"): item for item in root.iterfind(".//{*}item")}
-            guide = {entry.get("href"): entry.get("type") for entry in root.iterfind(".//{*}reference")}
-            for entry in root.iterfind(".//{*}itemref"):
-                item = items.get(entry.get("idref"), {})
-                href = item.get("href", entry.get("idref")).partition("#")[0]
-                label = re.sub(r"[\W_]+", " ", f"{item.get('properties')} {guide.get(href)} {href}")
-                try:
-                    if entry.get("linear") != "no":
-                        part, _ = decode(member(posixpath.join(folder, href)), found, encoding)
-                        texts.append(markup_text(part, found, label))
-                except Exception:       # one damaged part must not cost the whole book
-                    missing.append(href)
+        archive = zipfile.ZipFile(io.BytesIO(raw))
+        names = {place(name): name for name in archive.namelist()}
+        package = tree("META-INF/container.xml").find(".//{*}rootfile").get("full-path")
+        root, folder = tree(package), posixpath.dirname(package)
+        found.title = " ".join(root.findtext(".//{http://purl.org/dc/elements/1.1/}title", "").split())
+        items = {item.get("id"): item for item in root.iterfind(".//{*}item")}
+        guide = {entry.get("href"): entry.get("type") for entry in root.iterfind(".//{*}reference")}
+        for entry in root.iterfind(".//{*}itemref"):
+            item = items.get(entry.get("idref"), {})
+            href = item.get("href", entry.get("idref")).partition("#")[0]
+            label = re.sub(r"[\W_]+", " ", f"{item.get('properties')} {guide.get(href)} {href}")
+            try:
+                if entry.get("linear") != "no":
+                    part, _ = decode(member(posixpath.join(folder, href)), found, encoding)
+                    texts.append(markup_text(part, found, label))
+            except Exception:       # one damaged part must not cost the whole book
+                missing.append(href)
         if not texts:
             raise ValueError("none of its parts can be read")
     except Exception as error:                  # whatever a damaged archive raises
@@ -157,11 +166,11 @@ def read_epub(path, raw, found, encoding):
     return MARKED + "\n\n".join(texts)
 
 
-HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6", "subtitle")
+HEADINGS = "h1 h2 h3 h4 h5 h6 subtitle".split()
 BLOCKS = ("address article aside blockquote body caption center cite dd div dl dt empty-line epigraph "
           "figcaption figure footer form header hr li main ol p poem pre section stanza table text-author ul")
 EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"}
-EDGES |= dict.fromkeys((*BLOCKS.split(), *HEADINGS), "\n\n")
+EDGES |= dict.fromkeys(BLOCKS.split() + HEADINGS, "\n\n")
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
 NOT_THE_AUTHORS = {     # kind: (words of class, id, role ... that mark it, characters that it has at most)
     "marks": ("page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|(fn|footnote)-?ref|back-?(link|ref)", 25),

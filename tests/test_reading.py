@@ -313,6 +313,8 @@ def test_an_epub_is_read_as_far_as_it_goes(tmp_path):
             (b'href="b.xhtml" media-type="application/xhtml+xml"', b'href="p.jpg" media-type="image/jpeg"', {"OPS/p.jpg": b"\xff\xd8\xff" + bytes(999)}, 1),
             (b'href="b.xhtml"', b'href="b.xhtml#here"', None, 0), (b'href="b.xhtml"', b'href=".\\B.xhtml"', None, 0),
             (b'href="b.xhtml"', b'href="d%20e.xhtml"', {"OPS/d%20e.xhtml": "<p>Second.</p>"}, 0),
+            (b'href="b.xhtml"', b'href="d%2520e.xhtml"', {"OPS/d%20e.xhtml": "<p>Second.</p>"}, 0),
+            (b'href="b.xhtml"', b'href="d%20e.xhtml"', {"OPS/d e.xhtml": "<p>Second.</p>"}, 0),
             (b"<manifest>", b'<metadata xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>Rain &amp; Sun</dc:title></metadata><manifest>', None, 0)):
         paragraphs, _, found = read(tmp_path, "b.epub", changed(before, after, extra))
         assert "First." in paragraphs and ("Second." in paragraphs) == (not missing), after
