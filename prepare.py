@@ -459,7 +459,7 @@ def choose_stages(sentences, scores, roles, separator):
         fitting = {name: sorted(p for p in tier if fits[p[0]] and fits[p[1]]) for name, tier in tiers.items()}
         wanted, pairs = max(needed, len(fitting["neighbours in a paragraph"])), set()
         for name, tier in fitting.items():
-            more, lacking = [pair for pair in tier if pair not in pairs], wanted - len(pairs)
+            more, lacking = [pair for pair in tier if pair not in pairs], max(0, wanted - len(pairs))
             if pairs:                       # of the second best only what is lacking, from all over the book
                 more = more[::max(1, len(more) // max(1, lacking))][:lacking]
             pairs |= set(more)
