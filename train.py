@@ -290,8 +290,9 @@ class Run:
         return self.average if ema else self.net.state_dict()
 
     def memory(self, size: int) -> dict:
-        bytes_per_value = 4 if self.kind == torch.float32 else 2
-        return estimate_memory(self.net.config, size, None, bytes_per_value, self.net.checkpointing, ema > 0)
+        return estimate_memory(self.net.config, size, None, 4 if self.kind == torch.float32 else 2,
+                               self.net.checkpointing, ema > 0, self.where.type == "cuda",
+                               max(map(mean_rate, stages)))
 
     @property
     def epochs_done(self) -> float:
@@ -880,6 +881,11 @@ def plan_stages(streams: dict[str, Stream], effective: int) -> list[StagePlan]:
     return plan
 
 
+def mean_rate(stage: dict) -> float:
+    """The share of a stage's tokens that is masked."""
+    return (1 - stage["replay"]) * sum(stage["mask_rate"]) / 2 + stage["replay"] / 2
+
+
 def measured_seconds(run: Run) -> list[float]:
     """Of a step in each stage, after one to warm up."""
     result = []
@@ -924,7 +930,7 @@ def print_plan(run: Run) -> None:
     flops, seconds = 0, measured_seconds(run)
     for stage, part, each in zip(stages, run.plan, seconds):
         low, high = stage["mask_rate"]
-        rate = 1.0 if causal else (1 - stage["replay"]) * (low + high) / 2 + stage["replay"] / 2
+        rate = 1.0 if causal else mean_rate(stage)
         of_stage = training_flops(config, part.tokens, int(part.tokens * rate), part.length)
         flops += of_stage
         table.add_row(stage["name"], stage["data"], f"{low}-{high}", f"{part.steps:,}", f"{part.tokens:,}",

@@ -248,6 +248,25 @@ def test_memory_estimate_orders_as_memory_does():
     assert not m.estimate_memory(big, 64)["fits_8gb_gpu"]
 
 
+@pytest.mark.parametrize("more", [{}, {"checkpointing": True}, {"causal": True}, {"conv": 0}, {"dropout": 0.1}], ids=str)
+def test_memory_estimate_is_what_torch_counts(more):
+    """Of two steps of two micro-batches each, in float32 on a CPU, every allocation between."""
+    checkpointing = more.get("checkpointing", False)
+    config = Config(2000, 128, 2, 2, 128, **{"conv": 5} | {key: value for key, value in more.items() if key != "checkpointing"})
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        net = DiffusionModel(config).train()
+        net.checkpointing, optimizer = checkpointing, torch.optim.AdamW(net.parameters(), fused=True)
+        for row in torch.randint(0, config.n_text, (4, 8, 128)).split([2, 2]):
+            for rows in row:
+                m.weighted_loss(net, rows, m.draw_masks(rows, config), config).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    assert m.estimate_memory(config, 8, bytes_per_value=4, checkpointing=checkpointing, fused=False)["training_gb"] == pytest.approx(peak / 1e9, rel=0.1)
+
+
 # ---- checkpoints
 
 def test_checkpoints_round_trip_and_are_replaced_whole(tmp_path):
