@@ -96,21 +96,17 @@ class Rotary(nn.Module):
 
     def __init__(self, head_width: int, max_length: int, base: float):
         super().__init__()
-        self.head_width, self.max_length, self.base = head_width, max_length, base
-        self.cos = self.sin = torch.empty(0, head_width // 2)
+        pair = torch.arange(0, head_width, 2, dtype=torch.float32)
+        angle = torch.arange(max_length)[:, None] * base ** (-pair / head_width)
+        # all of it at once: a table that grows would have torch.compile begin anew
+        self.register_buffer("table", torch.stack((angle.cos(), angle.sin())), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., T, head_width) -> the same, rotated. ValueError when T exceeds max_length."""
-        length = x.shape[-2]
-        if length > self.max_length:
-            raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size "
-                             f"of {self.max_length}")
-        if length > len(self.cos) or self.cos.device != x.device or self.cos.dtype != x.dtype:
-            pair = torch.arange(0, self.head_width, 2, device=x.device, dtype=torch.float32)
-            place = torch.arange(length, device=x.device, dtype=torch.float32)
-            angle = place[:, None] * self.base ** (-pair / self.head_width)
-            self.cos, self.sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        cos, sin = self.cos[:length], self.sin[:length]
+        length, longest = x.shape[-2], self.table.shape[1]
+        if length > longest:
+            raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size of {longest}")
+        cos, sin = self.table[:, :length].to(x.dtype)
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 

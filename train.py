@@ -265,7 +265,6 @@ class Run:
     where: torch.device
     kind: torch.dtype
     net: DiffusionModel
-    forward: torch.nn.Module    # net, compiled if so wanted
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: dict[str, Tensor] | None
@@ -383,8 +382,8 @@ def open_run() -> Run:
         average = {name: p.to(where) for name, p in saved["model"].items()}
     scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
     scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
-    run = Run(knobs, book, tokenizer, streams, where, kind, net, torch.compile(net) if compile else net,
-              make_optimizer(net), scaler, average, batch_size)
+    run = Run(knobs, book, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average,
+              batch_size)
     fit_to_memory(run)
     run.effective = saved["training"]["effective_batch"] if saved else run.micro * grad_accum
     run.plan = plan_stages(streams, run.effective)
@@ -423,6 +422,9 @@ def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None
     elif embedding_init == "cooccurrence":
         text = torch.from_numpy(streams["stage3"].tokens.astype(np.int64))
         net.embedding.weight.data.copy_(cooccurrence_embedding(text, config, seed))
+    # block by block: what depends on the data, is there padding and which tokens are masked, stays outside
+    for block in net.blocks if compile else ():
+        block.compile(dynamic=True)
     return net.to(where)
 
 
@@ -519,7 +521,7 @@ def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int)
         try:
             for tokens, part in micro_batches(run, rows, masks):
                 with run.autocast:
-                    nats = weighted_loss(run.forward, tokens, part, run.net.config, label_smoothing) / total
+                    nats = weighted_loss(run.net, tokens, part, run.net.config, label_smoothing) / total
                 run.scaler.scale(nats).backward()
                 loss += nats.detach()
             return loss

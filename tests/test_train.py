@@ -185,6 +185,25 @@ def test_two_processes_train_like_one(folder):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
 
 
+def test_a_compiled_network_has_no_graph_breaks_and_few_graphs(folder, monkeypatch):
+    """Over 36 batches of all lengths, with padding and without, evaluations and samples; and it computes the same bits."""
+    compile, counters, graphs = torch.compile, torch._dynamo.utils.counters, []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+    monkeypatch.setattr(torch, "compile", lambda call, **how: compile(call, backend=backend, **how))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)           # pytest keeps its own
+    monkeypatch.chdir(folder)
+    counters.clear()
+    for out in ("plain", "compiled"):
+        monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / QUICK[0]), *QUICK[1:], *STAGES, "--dropout=0.1", f"--out_dir={out}", *["--compile"] * (out == "compiled")])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert not counters["graph_break"] and 1 <= len(graphs) <= 6, len(graphs)     # with padding, without, a single row; each with gradients and without
+    a, b = (m.load_checkpoint(f"{out}/latest.pt")["model"] for out in ("plain", "compiled"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_a_resumed_run_goes_on(folder, number):
     arguments = [sys.executable, str(ROOT / "train.py"), str(ROOT / "config/debug.py"), *QUICK[1:], "--stages[0].epochs=10000", "--stages[0].max_steps=0", "--eval_interval=100000"]
