@@ -355,8 +355,21 @@ def test_nothing_prepared_and_nothing_trained(tmp_path):
 def test_dry_run_prints_the_plan_and_writes_nothing(folder):
     done = script("train.py", *QUICK, "--dry_run", cwd=folder)
     assert done.returncode == 0 and not (folder / "out").exists(), done.stderr
-    for word in ("Parameters", "8 GB", "FLOPs", "C_crit", "R*", "Extrapolation"):
+    for word in ("Parameters", "8 GB", "FLOPs", "for evaluations", "C_crit", "R*", "Extrapolation"):
         assert word in done.stdout
+
+
+def test_dry_run_tells_the_sizes_at_once_and_slow_steps_are_measured_once(folder, monkeypatch, capsys):
+    said = []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)          # pytest keeps its own
+    monkeypatch.setattr(train, "dry_run", False)                     # and is so again afterwards
+    monkeypatch.setattr(train, "step", lambda run: said.append(capsys.readouterr().out))
+    monkeypatch.setattr(time, "perf_counter", iter(range(0, 10**6, 36000)).__next__)
+    monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / QUICK[0]), *QUICK[1:], "--stages[0].max_steps=2", "--stages[0].epochs=100", "--sample_tokens=0", "--dry_run"])
+    train.main()
+    assert "Parameters: " in said[0] and "Memory" in said[0] and len(said) == 3
+    assert "20 h 0 min" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [["--causal=True"], ["--ema=0.9", "--carry_over"], ["--label_smoothing=0.1", "--checkpointing=True"], ["--dtype=bfloat16"], ["--batch_size=auto", "--grad_accum=1"]])
