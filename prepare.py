@@ -32,7 +32,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from configurator import configure, fail
+from configurator import configure, fail, run_script
 
 book = "book.txt"           # a .txt, .html, .epub or .fb2 file, or an https:// address, downloaded once
 encoding = ""               # of the file, as in windows-1251; empty: as it says itself, or else recognised
@@ -1321,9 +1321,8 @@ def main():
     try:
         with phases.bars:
             prepare(settings, phases)
-        sys.stdout.flush()
     except BrokenPipeError:                     # nobody reads the report to its end, but the data is there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
     except KeyboardInterrupt:
         fail("interrupted: earlier data is as it was")
     except OSError as error:
@@ -1331,4 +1330,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import model as model_file
-from configurator import configure, fail, write_json
+from configurator import configure, fail, run_script, write_json
 from model import (
     Config,
     DiffusionModel,
@@ -1016,7 +1016,6 @@ def close_run(run: Run, text: str) -> None:
 def main():
     run, began = open_run(), time.time()
     if dry_run:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         return print_plan(run) if RANK == 0 else measured_seconds(run)
     start(run)
     train(run)
@@ -1025,4 +1024,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,5 +1,6 @@
 """Knobs from config files and the command line, as a user meets them: a real script in a real process."""
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,30 @@ def test_help_prints_every_knob_its_value_and_its_comment(run):
     assert "A script." in text and "--name='x'\n        a text" in text and "--count=9\n        how many" in text and "--book=''" in text
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py") if "configure(globals()" in path.read_text(encoding="utf-8")))
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "configure(globals()" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_reader_who_stops_early_is_no_error(script):
+    program = subprocess.Popen([sys.executable, ROOT / script, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program.stdout.close()
+    assert program.stderr.read() == b"" and program.wait() == 0
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "serve.py"])
+def test_windows_python_has_no_resource_module(script, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert end.value.code == 0 and "--device=" in capsys.readouterr().out
+    import torch
+
+    import model
+    assert model.peak_memory_gb(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_explains_every_knob(script):
     done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
     lines = done.stdout.splitlines()

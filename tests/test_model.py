@@ -209,6 +209,22 @@ def test_the_bound_is_repeatable_and_leaves_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), state) and not torch.equal(a.nats, m.held_out_bound(net, rows, 8, seed=4).nats)
 
 
+def test_nothing_asks_a_device_without_float64_for_it(monkeypatch):
+    """Apple's MPS, imitated: what the network returns refuses float64 until it is on the CPU."""
+    class OnMps(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.double or any(x is torch.float64 for x in (*args, *(kwargs or {}).values())):
+                raise TypeError("MPS has no float64")
+            return args[0].as_subclass(torch.Tensor) if func is torch.Tensor.cpu else super().__torch_function__(func, types, args, kwargs or {})
+    net, forward = tiny(), DiffusionModel.forward
+    monkeypatch.setattr(DiffusionModel, "forward", lambda *args: forward(*args).as_subclass(OnMps))
+    for how in (m.Sampling(steps=4, order="entropy", entropy_bound=1.0, remask=0.1), m.Sampling(steps=4, repetition_penalty=1.1)):
+        *_, last = m.denoise(net, torch.full((1, 16), 5), [0], how)
+        assert (last.tokens < 5).all()
+    assert m.held_out_bound(net, [torch.zeros(9, dtype=torch.long)], 4).per_sequence.isfinite().all()
+
+
 def test_a_model_learns_a_pattern():
     """A cyclic text is learnt in seconds, and a bit of it masked is restored."""
     torch.manual_seed(0)

@@ -307,6 +307,14 @@ def test_resuming_something_else_is_refused_by_name(folder):
     refused(script("train.py", "--resume", cwd=folder), "latest.pt", "best.pt")
 
 
+def test_a_broken_tensorboard_is_left_out(folder):
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard/__init__.py").write_text("raise TypeError('made by another protobuf')")
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), str(ROOT / QUICK[0]), *QUICK[2:]], cwd=folder, capture_output=True, text=True,
+                          env=ENV | {"PYTHONPATH": f"{folder}:{ROOT}"})
+    assert done.returncode == 0 and "no TensorBoard" in done.stderr and "another protobuf" in done.stderr, done.stderr
+
+
 def test_an_earlier_run_is_moved_aside(folder):
     for _ in range(3):
         assert script("train.py", *QUICK, cwd=folder).returncode == 0
