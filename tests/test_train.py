@@ -337,22 +337,31 @@ OUTSIDE = {"seed": (-1,), "n_layer": (0,), "n_head": (0,), "n_embd": (0, 7), "bl
            "stages[0].replay": (1.5,), "stages[1].epochs": (0.0,), "stages[2].max_steps": (-1,), "stages[0].lr_factor": (-1.0,)}
 
 
-@pytest.mark.parametrize("knob", OUTSIDE)
-def test_a_knob_just_outside_its_range_is_refused_by_name(folder, monkeypatch, capsys, knob):
+OUTSIDE = {"train.py": OUTSIDE,
+           "evaluate.py": {"split": ("train",), "seed": (-1, 2**70), "points": (-10, 15), "n_prompts": (0,), "n_seeds": (0,), "max_tokens": (7,), "steps": (0,)},
+           "serve.py": {"port": (-1, 65536), "longest": (1,)},
+           "sample.py": {"max_tokens": (0,), "num_samples": (0,), "seed": (-1, 2**53), "gap_lengths": ([], [0], [1.5], ["a"]), "speed": (-0.1, "nan"), "temperature": (-0.1,),
+                         "top_p": (0.0,), "remask": (1.0,), "order": ("best",)}}
+
+
+@pytest.mark.parametrize("script, knob", [(script, knob) for script in OUTSIDE for knob in OUTSIDE[script]])
+def test_a_knob_just_outside_its_range_is_refused_by_name(folder, monkeypatch, capsys, script, knob):
     monkeypatch.chdir(folder)
-    for value in OUTSIDE[knob]:
-        monkeypatch.setattr(sys, "argv", ["train.py", f"--{knob}={value}", "--dry_run"])
+    for value in OUTSIDE[script][knob]:
+        monkeypatch.setattr(sys, "argv", [script, f"--{knob}={value}", *["--dry_run"] * (script == "train.py")])
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / script), run_name="__main__")
         said = capsys.readouterr().err
         assert stopped.value.code == 2 and said.count("\n") == 1 and knob.split("[")[0] in said, (value, said)
 
 
-def test_every_number_has_a_range():
+@pytest.mark.parametrize("script", OUTSIDE)
+def test_every_number_has_a_range(script):
     from configurator import documented
-    for name, comment in documented(str(ROOT / "train.py")):
-        if type(getattr(train, name)) in (int, float):
-            assert comment.endswith(("]", ")")) and name in OUTSIDE, name
+    knobs = runpy.run_path(str(ROOT / script))
+    for name, comment in documented(str(ROOT / script)):
+        if type(knobs[name]) in (int, float, list) and name != "stages":
+            assert comment.endswith(("]", ")")) and name in OUTSIDE[script], name
 
 
 def test_nothing_prepared_and_nothing_trained(tmp_path):
