@@ -115,8 +115,8 @@ def in_range(name: str, value, comment: str) -> None:
     low, _, high = limits[1:-1].partition(", ")
 
     def within(x):
-        above = low == "..." or x > float(low) or limits[0] == "[" and x == float(low)
-        return above and (high == "..." or x < float(high) or limits[-1] == "]" and x == float(high))
+        least, most = float(low), float(high.replace("...", "inf"))
+        return least < x < most or x == least and limits[0] == "[" or x == most and limits[-1] == "]"
     fine = True
     if limits.startswith("{"):
         fine = value in limits[1:-1].split(", ")
@@ -185,7 +185,7 @@ def checked(key: str, value, like, kinds: dict):
     kind = kinds.get(key)
     allowed = (kind.__args__ if isinstance(kind, types.UnionType) else (kind,)) if kind else (type(like),)
     if type(value) is int and int not in allowed and float in allowed:
-        value = float(value)
+        value = float(str(value))    # of an int too large it makes an infinity, where float(value) raises
     value = list(value) if isinstance(value, tuple) else value
     if type(value) not in allowed:
         names = ("None" if k is types.NoneType else k.__name__ for k in allowed)

@@ -102,7 +102,7 @@ ema = 0.0                   # decay of an average of the weights, evaluated and 
 checkpointing: bool | str = "auto"  # recompute activations in backward; auto: where a GPU needs it
 # watching
 eval_interval = 250         # steps between evaluations with a checkpoint; a stage ends with one [1, ...)
-eval_masks = 512            # held-out rows times masks in an evaluation; in the last four times [1, ...)
+eval_masks = 512            # held-out rows times masks in an evaluation; in the last four times [1, 1000000]
 sample_tokens = 64          # length of the sample beside each evaluation; 0: none [0, ...)
 log_interval = 10           # steps between lines in log.jsonl [1, ...)
 tensorboard = True          # write out_dir/tensorboard/ where tensorboard is installed

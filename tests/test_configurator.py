@@ -22,6 +22,8 @@ top_k: int | None = 20
 size: int | str = 8
 share = 0.1              # a part [0, 1)
 kind = "one"             # of two {one, two}
+wide = 1.0               # a width [0, ...)
+sizes = [1, 2]           # of things [1, ...)
 sampling = Sampling()    # a dataclass: its fields are knobs
 stages = [{"epochs": 75.0, "window": [0.1, 0.2], "data": "a"}, {"epochs": 1.0, "window": [0.3, 0.4], "data": "b"}]
 book = ""
@@ -62,7 +64,7 @@ def refused(done, *words):
 
 def test_values(run):
     got = run("a book.txt", "--name=a=b", "--count=4", "--rate=1", "--flag", "--top_k=None", "--size=auto", "--stages[0].epochs=100", "--stages.1.window[0]=0.35", "--stages[1].data=7")
-    assert got.pop("share") == 0.1 and got.pop("kind") == "one" and got.pop("sampling")["order"] == "margin"
+    assert got.pop("share") == 0.1 and got.pop("wide") == 1.0 and got.pop("sizes") == [1, 2] and got.pop("kind") == "one" and got.pop("sampling")["order"] == "margin"
     assert got == {"name": "a=b", "count": 4, "rate": 1.0, "flag": True, "top_k": None, "size": "auto", "book": "a book.txt",
                    "stages": [{"epochs": 100.0, "window": [0.1, 0.2], "data": "a"}, {"epochs": 1.0, "window": [0.35, 0.4], "data": "7"}]}
 
@@ -101,6 +103,11 @@ def test_a_stage_may_leave_keys_out(run):
     (["--share=1"], ["share", "[0, 1)", "a part"]),
     (["--share=-0.1"], ["share", "[0, 1)"]),
     (["--share=nan"], ["share", "nan"]),
+    (["--share=" + "9" * 400], ["share", "[0, 1)", "inf"]),
+    (["--wide=1e999"], ["wide", "[0, ...)"]),
+    (["--sizes=[1, 0]"], ["sizes", "[1, ...)"]),
+    (["--sizes=[]"], ["sizes"]),
+    (["--sizes=[1, 'a']"], ["sizes[1]", "int"]),
     (["--kind=other"], ["kind", "{one, two}", "'other'"]),
     (["--steps=0"], ["steps", "0"]),
     (["--order=best"], ["order", "margin"]),

@@ -1,8 +1,10 @@
 """Training as its user runs it: real processes on a real book, tiny models."""
+import copy
 import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import runpy
 import shutil
@@ -16,7 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
+import configurator
 import model as m
 import train
 
@@ -24,6 +29,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 QUICK = ["config/debug.py", "--tensorboard=False", "--sample_tokens=8", "--eval_masks=32", "--n_embd=16", "--block_size=32", "--log_interval=1"]
 STAGES = [f"--stages[{i}].{key}={value}" for i in range(3) for key, value in (("epochs", 100), ("max_steps", 12))]
+
+
+QUICK_KNOBS = ["--tensorboard=False", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--device=cpu"]
+
+
+def small(arguments):
+    """Does a network of these knobs take milliseconds to make?"""
+    return all(len(value) < 4 for name, _, value in (argument.partition("=") for argument in arguments)
+               if name in ("--n_layer", "--n_embd", "--block_size", "--n_head", "--batch_size"))
 
 
 def script(name, *arguments, cwd, **more):
@@ -362,6 +376,64 @@ def test_every_number_has_a_range(script):
     for name, comment in documented(str(ROOT / script)):
         if type(knobs[name]) in (int, float, list) and name != "stages":
             assert comment.endswith(("]", ")")) and name in OUTSIDE[script], name
+
+
+KNOBS = list(configurator.documented(train.__file__))
+NONSENSE = ["", "None", "[]", "{}", "(1,)", "x", "True", "nan", "inf", "-inf", "1e999", "-1", "0", "0.5", "1", "2", "9" * 400, "9" * 4999, "1j", "[1, 'a']", "{'epochs': 1}", "[" * 500]
+
+
+def values_of(name, comment):
+    """Arguments for a knob: within its range, at its ends, just beyond them, and of other types."""
+    *_, limits = ["", *re.findall(r"[\[({][^\[({]*[\])}]$", comment)]
+    ends = [end for end in limits[1:-1].split(", ") if end not in ("", "...")]
+    numbers = [] if limits.startswith("{") else [float(end) for end in ends]
+    near = [f"{x + d:{form}}" for x in numbers for d in (-1, -0.01, 0.01, 1, 7) for form in (".0f", "g")]
+    return st.sampled_from([f"--{name}={value}" for value in (ends + near) * 3 + NONSENSE] + [f"--{name}"])
+
+
+STAGE = st.builds("--stages{}{}={}".format, st.sampled_from(["", "[0]", "[1]", ".2", "[3]", "[-1]"]), st.sampled_from(["", *(f".{key}" for key in train.stages[0]), ".x", ".mask_rate[0]"]),
+                  st.sampled_from([*NONSENSE, "stage3", "[0.2, 0.4]", "[1, 0]", "[0, 1]", "[]", "[{'epochs': 3.0}]", "[{'name': 'a'}, {'data': 'stage2'}]", "[{}]"]))
+FREE = {"out_dir": ["a", "b/c"], "dataset": ["", "book", "none", "..", "a\0b"], "device": ["cpu", "auto", "cuda:99", "a b", "cpu:-1", "meta"], "wandb_project": [""]}
+
+
+def test_a_thousand_random_settings_are_accepted_or_refused_in_one_line(folder, monkeypatch, capsys):
+    """Never a traceback; and of those accepted, one in fifteen takes a step in each stage."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)           # pytest keeps its own
+    monkeypatch.setattr(configurator, "documented", lambda path: KNOBS)
+    start, ends = {name: getattr(train, name) for name, _ in KNOBS}, {"accepted": 0, "refused": 0, "run": 0}
+    one = st.one_of(STAGE, *(st.sampled_from([f"--{name}={value}" for value in FREE[name]]) if name in FREE else values_of(name, comment)
+                             for name, comment in KNOBS if name not in ("resume", "dry_run", "stages", "compile")))
+
+    @settings(max_examples=1000, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(st.lists(one, max_size=4))
+    def try_them(arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *QUICK_KNOBS, *arguments])
+        vars(train).update(copy.deepcopy(start))
+        capsys.readouterr()
+        try:
+            with monkeypatch.context() as patch:
+                if not small(arguments):                             # as far as the network
+                    patch.setattr(train, "DiffusionModel", lambda config: configurator.fail("large"))
+                run = train.open_run()
+            ends["accepted"] += 1
+            if ends["accepted"] % 15 == 0:
+                train.eval_masks, train.sample_tokens, run.plan = 8, min(train.sample_tokens, 4), [part._replace(steps=1) for part in run.plan]
+                train.start(run)
+                train.train(run)
+                train.close_run(run, "done")
+                ends["run"] += 1
+        except SystemExit as end:
+            said = capsys.readouterr().err.strip().splitlines()
+            ends["refused"] += 1
+            assert end.code == 2 and said[-1].startswith(f"{Path(sys.argv[0]).name}: ") and not any(line.startswith("Traceback") for line in said), said
+
+    try:
+        try_them()
+    finally:
+        vars(train).update(start)
+    print(ends)
+    assert ends["accepted"] > 150 and ends["refused"] > 150 and ends["run"] >= 8
 
 
 def test_nothing_prepared_and_nothing_trained(tmp_path):
