@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configurator import assign, configure, fail, run_script, write_json
+from configurator import assign, configure, documented, fail, in_range, run_script, write_json
 from model import Config, DiffusionModel, Sampling, Step, denoise, load_model, pad, pick_device, set_up_cpu
 from prepare import Tokenizer
 
@@ -602,6 +602,8 @@ def change(knobs, key, value):
     tried = knobs | {"sampling": dict(knobs["sampling"])}
     assign(tried, tried, kinds, key, value.strip())
     Sampling(**tried["sampling"])
+    for name, comment in documented(__file__):
+        in_range(name, tried[name], comment)
     knobs.update(tried)
     return f"{key} = {(knobs | knobs['sampling'])[key]!r}"
 
