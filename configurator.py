@@ -25,6 +25,17 @@ def fail(message) -> NoReturn:
     sys.exit(2)
 
 
+def run_script(main):
+    """A script's main, which Ctrl-C and a reader that has seen enough (`| head`) end quietly."""
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def write_json(path: str, value) -> None:
     """Write aside, then rename: whoever reads `path` finds all of the old content or all of the new."""
     with open(f"{path}.writing", "w", encoding="utf-8") as file:
@@ -99,16 +110,19 @@ def documented(path: str):
 def in_range(name: str, value, comment: str) -> None:
     """End in fail() where a knob has a value that its comment rules out: the comment ends in the numbers it
     may be, as [0, 1) or [1, ...), or in the words, as {cooccurrence, normal}. Where a knob takes numbers and
-    words, the range is that of the numbers."""
+    words, the range is that of the numbers; a list has one number at least, and each lies in it."""
     *_, limits = ["", *re.findall(r"[\[({][^\[({]*[\])}]$", comment)]
     low, _, high = limits[1:-1].partition(", ")
+
+    def within(x):
+        least, most = float(low), float(high.replace("...", "inf"))
+        return least < x < most or x == least and limits[0] == "[" or x == most and limits[-1] == "]"
     fine = True
     if limits.startswith("{"):
         fine = value in limits[1:-1].split(", ")
-    elif limits and high and isinstance(value, (int, float)):
-        above = low == "..." or value > float(low) or limits[0] == "[" and value == float(low)
-        below = high == "..." or value < float(high) or limits[-1] == "]" and value == float(high)
-        fine = above and below and value == value
+    elif high:
+        several = value if isinstance(value, list) else [value]
+        fine = several and all(within(x) for x in several if isinstance(x, (int, float)))
     if not fine:
         fail(f"--{name} lies in {limits}, got {value!r}; it is: {comment.removesuffix(limits).strip()}")
 
@@ -171,13 +185,13 @@ def checked(key: str, value, like, kinds: dict):
     kind = kinds.get(key)
     allowed = (kind.__args__ if isinstance(kind, types.UnionType) else (kind,)) if kind else (type(like),)
     if type(value) is int and int not in allowed and float in allowed:
-        value = float(value)
+        value = float(str(value))    # of an int too large it makes an infinity, where float(value) raises
     value = list(value) if isinstance(value, tuple) else value
     if type(value) not in allowed:
         names = ("None" if k is types.NoneType else k.__name__ for k in allowed)
         fail(f"--{key} wants {' or '.join(names)}, got {value!r}")
     # entries are held to the first one's shape
-    if isinstance(value, list) and like and isinstance(like[0], (dict, float)):
+    if isinstance(value, list) and like and isinstance(like[0], (dict, float, int)):
         return [checked(f"{key}[{i}]", entry, like[0], kinds) for i, entry in enumerate(value)]
     if isinstance(value, dict) and isinstance(like, dict):
         for part in value.keys() - like.keys():

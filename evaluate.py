@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 import sample
-from configurator import configure, fail, write_json
+from configurator import configure, fail, run_script, write_json
 from model import Sampling, count_parameters, held_out_bound, hide, pad, parts, peak_memory_gb
 from prepare import clean, is_english, read_book, words_of
 
@@ -38,7 +38,7 @@ checkpoint = ""         # a checkpoint's path; empty: best.pt in out_dir
 book = ""               # the prepared book; empty: what the checkpoint was trained on, or was prepared last
 split = "test"          # held-out text for the likelihood and the prompts {test, val}
 device = ""             # cpu, cuda, mps; empty: a GPU if there is one
-seed = 0                # of every random draw [0, ...)
+seed = 0                # of every random draw [0, 2000000000]
 points = 0              # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
 left_to_right = False   # also exact likelihoods, a call per token: left to right, and in the sampler's order
 compare = ""            # other out_dirs (or checkpoints) to put beside this one, separated by commas
@@ -1110,4 +1110,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sample.run(main)
+    run_script(main)

@@ -97,21 +97,17 @@ class Rotary(nn.Module):
 
     def __init__(self, head_width: int, max_length: int, base: float):
         super().__init__()
-        self.head_width, self.max_length, self.base = head_width, max_length, base
-        self.cos = self.sin = torch.empty(0, head_width // 2)
+        pair = torch.arange(0, head_width, 2, dtype=torch.float32)
+        angle = torch.arange(max_length)[:, None] * base ** (-pair / head_width)
+        # all of it at once: a table that grows would have torch.compile begin anew
+        self.register_buffer("table", torch.stack((angle.cos(), angle.sin())), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., T, head_width) -> the same, rotated. ValueError when T exceeds max_length."""
-        length = x.shape[-2]
-        if length > self.max_length:
-            raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size "
-                             f"of {self.max_length}")
-        if length > len(self.cos) or self.cos.device != x.device or self.cos.dtype != x.dtype:
-            pair = torch.arange(0, self.head_width, 2, device=x.device, dtype=torch.float32)
-            place = torch.arange(length, device=x.device, dtype=torch.float32)
-            angle = place[:, None] * self.base ** (-pair / self.head_width)
-            self.cos, self.sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        cos, sin = self.cos[:length], self.sin[:length]
+        length, longest = x.shape[-2], self.table.shape[1]
+        if length > longest:
+            raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size of {longest}")
+        cos, sin = self.table[:, :length].to(x.dtype)
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
@@ -785,46 +781,47 @@ def training_flops(config: Config, tokens: int, predicted: int, length: int) -> 
     return tokens * (6 * inside + attention) + predicted * 6 * config.n_text * config.n_embd
 
 
-def layer_bytes(config: Config, bytes_per_value: int, checkpointing: bool = False) -> int:
-    """Bytes per token that backward keeps of one layer: with gradient checkpointing its input alone."""
+def layer_bytes(config: Config, bytes_per_value: int, fused: bool) -> int:
+    """Bytes per token that backward keeps of one layer."""
     d, h, half = config.n_embd, config.mlp_width, bytes_per_value
-    if checkpointing:
-        return 4 * d
-    # the inputs of both norms
-    residuals = 2 * 4 * d
+    # the inputs of both norms; where they are not fused, also what they give before their weight
+    norms = 2 * 4 * d * (1 if fused else 2)
+    # q and k in float32 for theirs
+    norms += 2 * 4 * d if half == 2 else 0
     # the inputs of qkv and gate_up
     normalised = 2 * half * d
     # qkv, q and k normed and turned, what attention gives
     attention = half * (3 * d + 2 * d + d)
-    # q and k in float32 for their norm
-    norms = 2 * 4 * d if half == 2 else 0
     # gate and up, silu(gate), the product
     swiglu = half * 4 * h
-    dropout = 2 * d if config.dropout else 0
+    # its masks: a byte for each value, or of the values' own type
+    dropout = 2 * d * (1 if fused else half) if config.dropout else 0
     # its input, padded
     convolution = 4 * d if config.conv else 0
-    return residuals + normalised + convolution + attention + norms + swiglu + dropout
+    return norms + normalised + convolution + attention + swiglu + dropout
 
 
 def estimate_memory(config: Config, batch_size: int, length: int | None = None, bytes_per_value: int = 2,
-                    checkpointing: bool = False, ema: bool = False) -> dict:
-    """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of `length` tokens,
-    and of sampling one such row.
+                    checkpointing: bool = False, ema: bool = False, fused: bool = True,
+                    masked: float = 0.5) -> dict:
+    """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of `length` tokens, a share
+    `masked` of them hidden, and of sampling one such row; `fused`: as on a GPU, not on a CPU.
 
-    Counts float32 weights, gradients and two moments, the 16-bit copies that autocast keeps, what
-    backward needs of each layer, and the logits. A GPU's driver takes some hundred MB on top, which
-    fits_8gb_gpu leaves room for.
+    Counts tensors, as torch's profiler does: float32 weights, gradients and two moments, the 16-bit copies
+    that autocast keeps, what backward needs of each layer, and the larger of its two summits. The program
+    itself and what an allocator leaves unused take some hundred MB on top, which fits_8gb_gpu leaves room
+    for.
     """
     d, tokens = config.n_embd, batch_size * (length or config.block_size)
-    total, layer = count_parameters(config)["total"], layer_bytes(config, bytes_per_value)
+    total, layer = count_parameters(config)["total"], layer_bytes(config, bytes_per_value, fused)
     states = total * (16 + (4 if ema else 0) + (2 if bytes_per_value == 2 else 0))
-    layers = config.n_layer * layer_bytes(config, bytes_per_value, checkpointing)
-    layers += layer if checkpointing else 0
-    # half of the tokens are masked on average
-    predicted = tokens if config.causal else tokens // 2
-    # the logits, their float32 copy, its gradient
-    logits = predicted * config.n_text * (bytes_per_value + 8)
-    training = states + tokens * (layers + 8 * d) + logits
+    layers = tokens * config.n_layer * (4 * d if checkpointing else layer)
+    predicted = tokens if config.causal else int(tokens * masked)
+    # log p with the gradients of it and of the logits; the last norm's input, inside and output
+    logits = predicted * 12 * (config.n_text + d)
+    # the last layer's turn: gradients of gate and up, the embedding's from the logits, the layer made anew
+    last = tokens * (2 * bytes_per_value * config.mlp_width + (layer if checkpointing else 0))
+    training = states + layers + max(logits, last + 4 * config.vocab_size * d)
     inference = total * 4 + (length or config.block_size) * (layer + 12 * config.n_text)
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 

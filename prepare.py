@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import configure, fail
+from configurator import configure, fail, run_script
 from reading import Found, clean, download, read_book, sentence_starts
 
 book = "book.txt"           # a .txt, .html, .epub or .fb2 file, or an https:// address, downloaded once
@@ -758,9 +758,8 @@ def main():
     try:
         with phases.bars:
             prepare(settings, phases)
-        sys.stdout.flush()
     except BrokenPipeError:                     # nobody reads the report to its end, but the data is there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
     except KeyboardInterrupt:
         fail("interrupted: earlier data is as it was")
     except OSError as error:
@@ -768,4 +767,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configurator import assign, configure, fail, write_json
+from configurator import assign, configure, documented, fail, in_range, run_script, write_json
 from model import Config, DiffusionModel, Sampling, Step, denoise, load_model, pad, pick_device, set_up_cpu
 from prepare import Tokenizer
 
@@ -41,11 +41,11 @@ device = ""                   # cpu, cuda, mps; empty: a GPU if there is one
 prompt = ""                   # the text to continue; empty: write from nothing
 suffix = ""                   # text that follows what is written (after a space, if it begins with a word)
 template = ""                 # text with gaps to fill: ____ of any length, ____(12) of twelve tokens
-max_tokens = 128              # how many tokens to write after the prompt [1, ...)
-num_samples = 1               # texts per prompt, from the seeds seed, seed + 1 and on [1, ...)
-seed = 1                      # where chance begins [0, ...)
+max_tokens = 128              # how many tokens to write after the prompt [1, 1000000]
+num_samples = 1               # texts per prompt, from the seeds seed, seed + 1 and on [1, 1000000]
+seed = 1                      # where chance begins [0, 9007199254740991]
 sampling = Sampling()         # how text is drawn; model.py says what its fields, knobs as well, may be
-gap_lengths = [1, 2, 3, 5, 8]  # tokens to try in a gap of unknown length; the likeliest text is kept
+gap_lengths = [1, 2, 3, 5, 8]  # tokens to try in a gap of unknown length; the likeliest text stays [1, 1000]
 output = ""                   # a JSON file for the results
 batch = ""                    # a file of prompts or templates, one a line; texts come as they are done
 interactive = False           # a prompt to type at; /help says what it knows
@@ -603,6 +603,8 @@ def change(knobs, key, value):
     tried = knobs | {"sampling": dict(knobs["sampling"])}
     assign(tried, tried, kinds, key, value.strip())
     Sampling(**tried["sampling"])
+    for name, comment in documented(__file__):
+        in_range(name, tried[name], comment)
     knobs.update(tried)
     return f"{key} = {(knobs | knobs['sampling'])[key]!r}"
 
@@ -631,21 +633,8 @@ def remasked(last: Job, row: Tensor, span, mask_id):
 
 # ---- the program
 
-def run(main):
-    """A script's main, which Ctrl-C and a reader that has seen enough (`| head`) end quietly."""
-    try:
-        main()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def check():
     """fail() where knobs do not fit together."""
-    if not gap_lengths or any(type(length) is not int or length < 1 for length in gap_lengths):
-        fail(f"--gap_lengths wants whole numbers from 1, got {gap_lengths}")
     if template and (prompt or suffix):
         fail("--template stands alone: put the prompt and the suffix into it")
     if bool(template) + bool(batch) + interactive + benchmark > 1:
@@ -734,4 +723,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

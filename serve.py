@@ -33,7 +33,7 @@ from torch import Tensor
 from werkzeug.serving import make_server
 
 import sample
-from configurator import configure, fail
+from configurator import configure, fail, run_script
 from model import Config, DiffusionModel, Sampling, Step, count_parameters, denoise, estimate_memory
 from prepare import Tokenizer
 
@@ -42,9 +42,9 @@ checkpoint = ""             # a checkpoint's path; empty: best.pt in out_dir
 race = ""                   # the out_dir of a causal twin: the page lets both write the same, side by side
 device = ""                 # cpu, cuda, mps; empty: a GPU if there is one
 host = "127.0.0.1"          # the address to listen at; any but this machine's own lets others use the model
-port = 5000                 # 0: any free one
+port = 5000                 # to listen at; 0: any free one [0, 65535]
 origin = ""                 # where a tunnel or proxy leads here: its address, https://books.example.org
-longest = 1024              # tokens in the longest text that may be asked for, its prompt included
+longest = 1024              # tokens in the longest text to be asked for, its prompt included [2, 1000000]
 
 MESSAGE_BYTES = 65536       # a longer message ends its connection
 MESSAGES_PER_SECOND = 40    # and so do more than these
@@ -427,8 +427,6 @@ def listen() -> socket.socket:
 
 def main():
     configure(globals())
-    if not 0 <= port <= 65535 or longest < 2:
-        fail("--port is a number up to 65535, and --longest at least 2 tokens")
     outer, twin = outer_addresses(origin), None
     model, tokenizer, saved = sample.load(checkpoint or os.path.join(out_dir, "best.pt"), device)
     if race:
@@ -453,4 +451,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

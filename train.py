@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import model as model_file
-from configurator import configure, fail, write_json
+from configurator import configure, fail, run_script, write_json
 from model import (
     Config,
     DiffusionModel,
@@ -102,7 +102,7 @@ ema = 0.0                   # decay of an average of the weights, evaluated and 
 checkpointing: bool | str = "auto"  # recompute activations in backward; auto: where a GPU needs it
 # watching
 eval_interval = 250         # steps between evaluations with a checkpoint; a stage ends with one [1, ...)
-eval_masks = 512            # held-out rows times masks in an evaluation; in the last four times [1, ...)
+eval_masks = 512            # held-out rows times masks in an evaluation; in the last four times [1, 1000000]
 sample_tokens = 64          # length of the sample beside each evaluation; 0: none [0, ...)
 log_interval = 10           # steps between lines in log.jsonl [1, ...)
 tensorboard = True          # write out_dir/tensorboard/ where tensorboard is installed
@@ -265,7 +265,6 @@ class Run:
     where: torch.device
     kind: torch.dtype
     net: DiffusionModel
-    forward: torch.nn.Module    # net, compiled if so wanted
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: dict[str, Tensor] | None
@@ -290,8 +289,9 @@ class Run:
         return self.average if ema else self.net.state_dict()
 
     def memory(self, size: int) -> dict:
-        bytes_per_value = 4 if self.kind == torch.float32 else 2
-        return estimate_memory(self.net.config, size, None, bytes_per_value, self.net.checkpointing, ema > 0)
+        return estimate_memory(self.net.config, size, None, 4 if self.kind == torch.float32 else 2,
+                               self.net.checkpointing, ema > 0, self.where.type == "cuda",
+                               max(map(mean_rate, stages)))
 
     @property
     def epochs_done(self) -> float:
@@ -382,8 +382,8 @@ def open_run() -> Run:
         average = {name: p.to(where) for name, p in saved["model"].items()}
     scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
     scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
-    run = Run(knobs, book, tokenizer, streams, where, kind, net, torch.compile(net) if compile else net,
-              make_optimizer(net), scaler, average, batch_size)
+    run = Run(knobs, book, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average,
+              batch_size)
     fit_to_memory(run)
     run.effective = saved["training"]["effective_batch"] if saved else run.micro * grad_accum
     run.plan = plan_stages(streams, run.effective)
@@ -422,6 +422,9 @@ def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None
     elif embedding_init == "cooccurrence":
         text = torch.from_numpy(streams["stage3"].tokens.astype(np.int64))
         net.embedding.weight.data.copy_(cooccurrence_embedding(text, config, seed))
+    # block by block: what depends on the data, is there padding and which tokens are masked, stays outside
+    for block in net.blocks if compile else ():
+        block.compile(dynamic=True)
     return net.to(where)
 
 
@@ -518,7 +521,7 @@ def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int)
         try:
             for tokens, part in micro_batches(run, rows, masks):
                 with run.autocast:
-                    nats = weighted_loss(run.forward, tokens, part, run.net.config, label_smoothing) / total
+                    nats = weighted_loss(run.net, tokens, part, run.net.config, label_smoothing) / total
                 run.scaler.scale(nats).backward()
                 loss += nats.detach()
             return loss
@@ -660,12 +663,10 @@ def evaluate(run: Run, final: bool) -> None:
         if ema:
             judged = copy.deepcopy(run.net)
             judged.load_state_dict(run.average)
-        stream = run.streams["val"]
-        rows = stream.rows(stream.pieces(block_size))
-        text = stream.tokens[stream.tokens < run.net.config.n_text]
-        points = math.ceil(eval_masks / len(rows)) * (4 if final else 1)
+        (rows, points), tokens = validation(run), run.streams["val"].tokens
+        text = tokens[tokens < run.net.config.n_text]
         with run.autocast:
-            bound = held_out_bound(judged, rows, points, seed=0)
+            bound = held_out_bound(judged, rows, points * (4 if final else 1), seed=0)
         nats = float(bound.per_sequence.sum())
         p.bound = nats / math.log(2) / sum(len(tokenizer["tokens"][t].encode("latin-1")) for t in text)
         run.write_log({"step": p.step, "epoch": run.epochs_done, "stage": p.stage + 1,
@@ -686,12 +687,24 @@ def evaluate(run: Run, final: bool) -> None:
                 save(f"{out_dir}/{file_name}", checkpoint(run))
 
 
-def write_sample(run: Run, net: DiffusionModel, stage_name: str) -> None:
-    """A text from nothing, into samples.jsonl."""
+def validation(run: Run) -> tuple[list[Tensor], int]:
+    """The held-out rows of an evaluation, and how many masks each gets."""
+    stream = run.streams["val"]
+    rows = stream.rows(stream.pieces(block_size))
+    return rows, math.ceil(eval_masks / len(rows))
+
+
+def sample_from(run: Run, net: DiffusionModel) -> list[int]:
+    """The tokens of a text from nothing."""
     start = torch.full((1, min(sample_tokens, block_size)), net.config.mask_id)
     with run.autocast:
         *_, last = denoise(net, start, [seed], Sampling(steps=32))
-    pieces = [run.tokenizer["tokens"][t].encode("latin-1") for t in last.tokens[0].tolist()]
+    return last.tokens[0].tolist()
+
+
+def write_sample(run: Run, net: DiffusionModel, stage_name: str) -> None:
+    """A text from nothing, into samples.jsonl."""
+    pieces = [run.tokenizer["tokens"][t].encode("latin-1") for t in sample_from(run, net)]
     line = {"step": run.progress.step, "stage": stage_name, "seed": seed,
             "val_bits_per_byte": run.progress.bound, "text": b"".join(pieces).decode("utf-8", "replace")}
     with open(f"{out_dir}/samples.jsonl", "a", encoding="utf-8") as file:
@@ -880,17 +893,35 @@ def plan_stages(streams: dict[str, Stream], effective: int) -> list[StagePlan]:
     return plan
 
 
+def mean_rate(stage: dict) -> float:
+    """The share of a stage's tokens that is masked."""
+    return (1 - stage["replay"]) * sum(stage["mask_rate"]) / 2 + stage["replay"] / 2
+
+
 def measured_seconds(run: Run) -> list[float]:
-    """Of a step in each stage, after one to warm up."""
-    result = []
-    for run.progress.stage in range(len(stages)):
-        run.progress.stage_step, taken = 0, []
-        for _ in range(min(6, run.plan[run.progress.stage].per_epoch)):
+    """Of a step in each stage, from up to five after one to warm up; and last, of an evaluation with its
+    sample, from a batch of it. Where steps take long, one is enough."""
+    from rich.console import Console
+    from rich.progress import track
+    taken = [[] for _ in stages]
+    for i in track(range(6 * len(stages)), "measuring", console=Console(stderr=True), disable=RANK > 0):
+        part = taken[i // 6]
+        if agree(sum(part), dist.ReduceOp.MAX, run.where) < 10:
+            run.progress.stage, run.progress.stage_step = i // 6, i % 6
             began = time.perf_counter()
             step(run)
-            taken.append(time.perf_counter() - began)
-        result.append(float(np.mean(taken[1:] or taken)))
-    return result
+            part.append(time.perf_counter() - began)
+    rows, points = validation(run)
+    some = rows[:max(1, 8192 // block_size)]
+    began = time.perf_counter()
+    with run.autocast:
+        held_out_bound(run.net, some, 1)
+    judged = time.perf_counter()
+    if sample_tokens:
+        sample_from(run, run.net)
+    share = len(rows) * (1 if causal else points) / len(some)
+    return [*(float(np.mean(part[1:] or part)) for part in taken),
+            (judged - began) * share + time.perf_counter() - judged]
 
 
 def literature_fit(unique_tokens: int) -> tuple[float, float]:
@@ -921,10 +952,10 @@ def print_plan(run: Run) -> None:
                   f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
     table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (from measured steps)",
                   title=f"{sum(part.steps for part in run.plan):,} steps")
-    flops, seconds = 0, measured_seconds(run)
+    flops, (*seconds, evaluation) = 0, measured_seconds(run)
     for stage, part, each in zip(stages, run.plan, seconds):
         low, high = stage["mask_rate"]
-        rate = 1.0 if causal else (1 - stage["replay"]) * (low + high) / 2 + stage["replay"] / 2
+        rate = 1.0 if causal else mean_rate(stage)
         of_stage = training_flops(config, part.tokens, int(part.tokens * rate), part.length)
         flops += of_stage
         table.add_row(stage["name"], stage["data"], f"{low}-{high}", f"{part.steps:,}", f"{part.tokens:,}",
@@ -933,10 +964,13 @@ def print_plan(run: Run) -> None:
     unique, total = len(run.streams["stage3"].tokens), sum(part.tokens for part in run.plan)
     epochs, critical = total / unique, 2.12e15 * (unique / 1e6) ** 2.174
     size, best_epochs = literature_fit(unique)
-    time_needed = sum(each * part.steps for each, part in zip(seconds, run.plan))
+    ends = list(accumulate(part.steps for part in run.plan))
+    # the last is fourfold
+    judging = evaluation * (3 + len({*ends, *range(eval_interval, ends[-1], eval_interval)}))
+    time_needed = sum(each * part.steps for each, part in zip(seconds, run.plan)) + judging
     console.print(
-        f"All of it: {flops:.2e} FLOPs, {duration(time_needed)} and the evaluations, {epochs:.0f} passes' "
-        f"worth of the book's {unique:,} training tokens.\n"
+        f"All of it: {flops:.2e} FLOPs, {duration(time_needed)}, of which {duration(judging)} "
+        f"for evaluations; {epochs:.0f} passes' worth of the book's {unique:,} training tokens.\n"
         "Extrapolation (arXiv 2507.15857, fitted on 25M-100M tokens): diffusion overtakes autoregression "
         f"above C_crit = {critical:.2e} FLOPs, this run is {flops / critical:.1f} times that.\n"
         "Extrapolation (same, Table 1): repeated data keeps its worth up to R* = "
@@ -990,4 +1024,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

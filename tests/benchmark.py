@@ -62,7 +62,8 @@ def measure(preset, arguments):
     torch.manual_seed(0)
     net = m.DiffusionModel(config).to(where).train()
     net.checkpointing = train.checkpointing is True
-    run_net = torch.compile(net) if train.compile else net
+    for block in net.blocks if train.compile else ():
+        block.compile(dynamic=True)
     optimizer, scaler = train.make_optimizer(net), torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
     B, T = train.batch_size, train.block_size
     tokens = torch.randint(config.n_text, (B, T), device=where)
@@ -70,7 +71,7 @@ def measure(preset, arguments):
 
     def micro_batch():
         with autocast:
-            loss = m.weighted_loss(run_net, tokens, half, config, train.label_smoothing) / tokens.numel()
+            loss = m.weighted_loss(net, tokens, half, config, train.label_smoothing) / tokens.numel()
         scaler.scale(loss).backward()
 
     def update():

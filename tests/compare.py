@@ -36,7 +36,7 @@ books = ["book.txt"]                # paths; of those in LAST_TENTH the last ten
 config = str(ROOT / "config/demo.py")   # the run that all rows change
 rows = ""                           # names of ROWS, with commas; empty: all
 seeds = 3                           # of each row
-tunings = 7                         # of TWINS, tried from the first seed
+tunings = 8                         # of TWINS, tried from the first seed
 scale = 1.0                         # of the stages' lengths: shorter runs tell less
 jobs = 2                            # runs at a time, of one thread each
 texts = 24                          # of 100 tokens at each temperature, judged by quality_table.py; 0: none
@@ -79,8 +79,8 @@ TWINS = {
     "d": Row("dropout .2, embedding from chance", CAUSAL + ("--dropout=0.2", "--embedding_init=normal"),
              length=1 / 3),
     "e": Row("dropout .2, weight decay 1", CAUSAL + ("--dropout=0.2", "--weight_decay=1.0"), length=1 / 3),
-    "g": Row("dropout .4, weight decay 1, three times as long",
-             CAUSAL + ("--dropout=0.4", "--weight_decay=1.0")),
+    "h": Row("no dropout", CAUSAL + ("--dropout=0.0",), length=1 / 3),
+    "i": Row("dropout .1, three times as long", CAUSAL + ("--dropout=0.1",)),
 }
 LAST_TENTH = {"tinyshakespeare"}    # as nanoGPT holds it out
 

@@ -1,5 +1,6 @@
 """Knobs from config files and the command line, as a user meets them: a real script in a real process."""
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ top_k: int | None = 20
 size: int | str = 8
 share = 0.1              # a part [0, 1)
 kind = "one"             # of two {one, two}
+wide = 1.0               # a width [0, ...)
+sizes = [1, 2]           # of things [1, ...)
 sampling = Sampling()    # a dataclass: its fields are knobs
 stages = [{"epochs": 75.0, "window": [0.1, 0.2], "data": "a"}, {"epochs": 1.0, "window": [0.3, 0.4], "data": "b"}]
 book = ""
@@ -61,7 +64,7 @@ def refused(done, *words):
 
 def test_values(run):
     got = run("a book.txt", "--name=a=b", "--count=4", "--rate=1", "--flag", "--top_k=None", "--size=auto", "--stages[0].epochs=100", "--stages.1.window[0]=0.35", "--stages[1].data=7")
-    assert got.pop("share") == 0.1 and got.pop("kind") == "one" and got.pop("sampling")["order"] == "margin"
+    assert got.pop("share") == 0.1 and got.pop("wide") == 1.0 and got.pop("sizes") == [1, 2] and got.pop("kind") == "one" and got.pop("sampling")["order"] == "margin"
     assert got == {"name": "a=b", "count": 4, "rate": 1.0, "flag": True, "top_k": None, "size": "auto", "book": "a book.txt",
                    "stages": [{"epochs": 100.0, "window": [0.1, 0.2], "data": "a"}, {"epochs": 1.0, "window": [0.35, 0.4], "data": "7"}]}
 
@@ -100,6 +103,11 @@ def test_a_stage_may_leave_keys_out(run):
     (["--share=1"], ["share", "[0, 1)", "a part"]),
     (["--share=-0.1"], ["share", "[0, 1)"]),
     (["--share=nan"], ["share", "nan"]),
+    (["--share=" + "9" * 400], ["share", "[0, 1)", "inf"]),
+    (["--wide=1e999"], ["wide", "[0, ...)"]),
+    (["--sizes=[1, 0]"], ["sizes", "[1, ...)"]),
+    (["--sizes=[]"], ["sizes"]),
+    (["--sizes=[1, 'a']"], ["sizes[1]", "int"]),
     (["--kind=other"], ["kind", "{one, two}", "'other'"]),
     (["--steps=0"], ["steps", "0"]),
     (["--order=best"], ["order", "margin"]),
@@ -120,7 +128,30 @@ def test_help_prints_every_knob_its_value_and_its_comment(run):
     assert "A script." in text and "--name='x'\n        a text" in text and "--count=9\n        how many" in text and "--book=''" in text
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py") if "configure(globals()" in path.read_text(encoding="utf-8")))
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "configure(globals()" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_reader_who_stops_early_is_no_error(script):
+    program = subprocess.Popen([sys.executable, ROOT / script, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program.stdout.close()
+    assert program.stderr.read() == b"" and program.wait() == 0
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "serve.py"])
+def test_windows_python_has_no_resource_module(script, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert end.value.code == 0 and "--device=" in capsys.readouterr().out
+    import torch
+
+    import model
+    assert model.peak_memory_gb(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_explains_every_knob(script):
     done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True)
     lines = done.stdout.splitlines()

@@ -458,7 +458,8 @@ def test_a_conversation(folder):
 
 
 def test_a_value_that_cannot_be_is_not_kept(folder):
-    _, err = converse(folder, ["/set temperature 0.3", "/set temperature -1", "/set order best", "/show"])
+    _, err = converse(folder, ["/set temperature 0.3", "/set temperature -1", "/set order best", "/set max_tokens 0", "/show"])
+    assert "--max_tokens lies in [1, 1000000]" in err and "max_tokens = 0" not in err
     assert "temperature is a number from 0" in err and "order is one of" in err
     assert err.count("temperature = 0.3") == 2 and "order = 'margin'" in err
 

@@ -1,8 +1,10 @@
 """Training as its user runs it: real processes on a real book, tiny models."""
+import copy
 import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import runpy
 import shutil
@@ -16,7 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
+import configurator
 import model as m
 import train
 
@@ -24,6 +29,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 QUICK = ["config/debug.py", "--tensorboard=False", "--sample_tokens=8", "--eval_masks=32", "--n_embd=16", "--block_size=32", "--log_interval=1"]
 STAGES = [f"--stages[{i}].{key}={value}" for i in range(3) for key, value in (("epochs", 100), ("max_steps", 12))]
+
+
+QUICK_KNOBS = ["--tensorboard=False", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--device=cpu"]
+
+
+def small(arguments):
+    """Does a network of these knobs take milliseconds to make?"""
+    return all(len(value) < 4 for name, _, value in (argument.partition("=") for argument in arguments)
+               if name in ("--n_layer", "--n_embd", "--block_size", "--n_head", "--batch_size"))
 
 
 def script(name, *arguments, cwd, **more):
@@ -185,6 +199,25 @@ def test_two_processes_train_like_one(folder):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
 
 
+def test_a_compiled_network_has_no_graph_breaks_and_few_graphs(folder, monkeypatch):
+    """Over 36 batches of all lengths, with padding and without, evaluations and samples; and it computes the same bits."""
+    compile, counters, graphs = torch.compile, torch._dynamo.utils.counters, []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+    monkeypatch.setattr(torch, "compile", lambda call, **how: compile(call, backend=backend, **how))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)           # pytest keeps its own
+    monkeypatch.chdir(folder)
+    counters.clear()
+    for out in ("plain", "compiled"):
+        monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / QUICK[0]), *QUICK[1:], *STAGES, "--dropout=0.1", f"--out_dir={out}", *["--compile"] * (out == "compiled")])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert not counters["graph_break"] and 1 <= len(graphs) <= 6, len(graphs)     # with padding, without, a single row; each with gradients and without
+    a, b = (m.load_checkpoint(f"{out}/latest.pt")["model"] for out in ("plain", "compiled"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_a_resumed_run_goes_on(folder, number):
     arguments = [sys.executable, str(ROOT / "train.py"), str(ROOT / "config/debug.py"), *QUICK[1:], "--stages[0].epochs=10000", "--stages[0].max_steps=0", "--eval_interval=100000"]
@@ -288,6 +321,14 @@ def test_resuming_something_else_is_refused_by_name(folder):
     refused(script("train.py", "--resume", cwd=folder), "latest.pt", "best.pt")
 
 
+def test_a_broken_tensorboard_is_left_out(folder):
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard/__init__.py").write_text("raise TypeError('made by another protobuf')")
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), str(ROOT / QUICK[0]), *QUICK[2:]], cwd=folder, capture_output=True, text=True,
+                          env=ENV | {"PYTHONPATH": f"{folder}:{ROOT}"})
+    assert done.returncode == 0 and "no TensorBoard" in done.stderr and "another protobuf" in done.stderr, done.stderr
+
+
 def test_an_earlier_run_is_moved_aside(folder):
     for _ in range(3):
         assert script("train.py", *QUICK, cwd=folder).returncode == 0
@@ -310,22 +351,89 @@ OUTSIDE = {"seed": (-1,), "n_layer": (0,), "n_head": (0,), "n_embd": (0, 7), "bl
            "stages[0].replay": (1.5,), "stages[1].epochs": (0.0,), "stages[2].max_steps": (-1,), "stages[0].lr_factor": (-1.0,)}
 
 
-@pytest.mark.parametrize("knob", OUTSIDE)
-def test_a_knob_just_outside_its_range_is_refused_by_name(folder, monkeypatch, capsys, knob):
+OUTSIDE = {"train.py": OUTSIDE,
+           "evaluate.py": {"split": ("train",), "seed": (-1, 2**70), "points": (-10, 15), "n_prompts": (0,), "n_seeds": (0,), "max_tokens": (7,), "steps": (0,)},
+           "serve.py": {"port": (-1, 65536), "longest": (1,)},
+           "sample.py": {"max_tokens": (0,), "num_samples": (0,), "seed": (-1, 2**53), "gap_lengths": ([], [0], [1.5], ["a"]), "speed": (-0.1, "nan"), "temperature": (-0.1,),
+                         "top_p": (0.0,), "remask": (1.0,), "order": ("best",)}}
+
+
+@pytest.mark.parametrize("script, knob", [(script, knob) for script in OUTSIDE for knob in OUTSIDE[script]])
+def test_a_knob_just_outside_its_range_is_refused_by_name(folder, monkeypatch, capsys, script, knob):
     monkeypatch.chdir(folder)
-    for value in OUTSIDE[knob]:
-        monkeypatch.setattr(sys, "argv", ["train.py", f"--{knob}={value}", "--dry_run"])
+    for value in OUTSIDE[script][knob]:
+        monkeypatch.setattr(sys, "argv", [script, f"--{knob}={value}", *["--dry_run"] * (script == "train.py")])
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / script), run_name="__main__")
         said = capsys.readouterr().err
         assert stopped.value.code == 2 and said.count("\n") == 1 and knob.split("[")[0] in said, (value, said)
 
 
-def test_every_number_has_a_range():
+@pytest.mark.parametrize("script", OUTSIDE)
+def test_every_number_has_a_range(script):
     from configurator import documented
-    for name, comment in documented(str(ROOT / "train.py")):
-        if type(getattr(train, name)) in (int, float):
-            assert comment.endswith(("]", ")")) and name in OUTSIDE, name
+    knobs = runpy.run_path(str(ROOT / script))
+    for name, comment in documented(str(ROOT / script)):
+        if type(knobs[name]) in (int, float, list) and name != "stages":
+            assert comment.endswith(("]", ")")) and name in OUTSIDE[script], name
+
+
+KNOBS = list(configurator.documented(train.__file__))
+NONSENSE = ["", "None", "[]", "{}", "(1,)", "x", "True", "nan", "inf", "-inf", "1e999", "-1", "0", "0.5", "1", "2", "9" * 400, "9" * 4999, "1j", "[1, 'a']", "{'epochs': 1}", "[" * 500]
+
+
+def values_of(name, comment):
+    """Arguments for a knob: within its range, at its ends, just beyond them, and of other types."""
+    *_, limits = ["", *re.findall(r"[\[({][^\[({]*[\])}]$", comment)]
+    ends = [end for end in limits[1:-1].split(", ") if end not in ("", "...")]
+    numbers = [] if limits.startswith("{") else [float(end) for end in ends]
+    near = [f"{x + d:{form}}" for x in numbers for d in (-1, -0.01, 0.01, 1, 7) for form in (".0f", "g")]
+    return st.sampled_from([f"--{name}={value}" for value in (ends + near) * 3 + NONSENSE] + [f"--{name}"])
+
+
+STAGE = st.builds("--stages{}{}={}".format, st.sampled_from(["", "[0]", "[1]", ".2", "[3]", "[-1]"]), st.sampled_from(["", *(f".{key}" for key in train.stages[0]), ".x", ".mask_rate[0]"]),
+                  st.sampled_from([*NONSENSE, "stage3", "[0.2, 0.4]", "[1, 0]", "[0, 1]", "[]", "[{'epochs': 3.0}]", "[{'name': 'a'}, {'data': 'stage2'}]", "[{}]"]))
+FREE = {"out_dir": ["a", "b/c"], "dataset": ["", "book", "none", "..", "a\0b"], "device": ["cpu", "auto", "cuda:99", "a b", "cpu:-1", "meta"], "wandb_project": [""]}
+
+
+def test_a_thousand_random_settings_are_accepted_or_refused_in_one_line(folder, monkeypatch, capsys):
+    """Never a traceback; and of those accepted, one in fifteen takes a step in each stage."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)           # pytest keeps its own
+    monkeypatch.setattr(configurator, "documented", lambda path: KNOBS)
+    start, ends = {name: getattr(train, name) for name, _ in KNOBS}, {"accepted": 0, "refused": 0, "run": 0}
+    one = st.one_of(STAGE, *(st.sampled_from([f"--{name}={value}" for value in FREE[name]]) if name in FREE else values_of(name, comment)
+                             for name, comment in KNOBS if name not in ("resume", "dry_run", "stages", "compile")))
+
+    @settings(max_examples=1000, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(st.lists(one, max_size=4))
+    def try_them(arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *QUICK_KNOBS, *arguments])
+        vars(train).update(copy.deepcopy(start))
+        capsys.readouterr()
+        try:
+            with monkeypatch.context() as patch:
+                if not small(arguments):                             # as far as the network
+                    patch.setattr(train, "DiffusionModel", lambda config: configurator.fail("large"))
+                run = train.open_run()
+            ends["accepted"] += 1
+            if ends["accepted"] % 15 == 0:
+                train.eval_masks, train.sample_tokens, run.plan = 8, min(train.sample_tokens, 4), [part._replace(steps=1) for part in run.plan]
+                train.start(run)
+                train.train(run)
+                train.close_run(run, "done")
+                ends["run"] += 1
+        except SystemExit as end:
+            said = capsys.readouterr().err.strip().splitlines()
+            ends["refused"] += 1
+            assert end.code == 2 and said[-1].startswith(f"{Path(sys.argv[0]).name}: ") and not any(line.startswith("Traceback") for line in said), said
+
+    try:
+        try_them()
+    finally:
+        vars(train).update(start)
+    print(ends)
+    assert ends["accepted"] > 150 and ends["refused"] > 150 and ends["run"] >= 8
 
 
 def test_nothing_prepared_and_nothing_trained(tmp_path):
@@ -336,8 +444,21 @@ def test_nothing_prepared_and_nothing_trained(tmp_path):
 def test_dry_run_prints_the_plan_and_writes_nothing(folder):
     done = script("train.py", *QUICK, "--dry_run", cwd=folder)
     assert done.returncode == 0 and not (folder / "out").exists(), done.stderr
-    for word in ("Parameters", "8 GB", "FLOPs", "C_crit", "R*", "Extrapolation"):
+    for word in ("Parameters", "8 GB", "FLOPs", "for evaluations", "C_crit", "R*", "Extrapolation"):
         assert word in done.stdout
+
+
+def test_dry_run_tells_the_sizes_at_once_and_slow_steps_are_measured_once(folder, monkeypatch, capsys):
+    said = []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)          # pytest keeps its own
+    monkeypatch.setattr(train, "dry_run", False)                     # and is so again afterwards
+    monkeypatch.setattr(train, "step", lambda run: said.append(capsys.readouterr().out))
+    monkeypatch.setattr(time, "perf_counter", iter(range(0, 10**6, 36000)).__next__)
+    monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / QUICK[0]), *QUICK[1:], "--stages[0].max_steps=2", "--stages[0].epochs=100", "--sample_tokens=0", "--dry_run"])
+    train.main()
+    assert "Parameters: " in said[0] and "Memory" in said[0] and len(said) == 3
+    assert "20 h 0 min" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [["--causal=True"], ["--ema=0.9", "--carry_over"], ["--label_smoothing=0.1", "--checkpointing=True"], ["--dtype=bfloat16"], ["--batch_size=auto", "--grad_accum=1"]])
