@@ -642,6 +642,7 @@ def folder_of(name=""):
 class Source(NamedTuple):
     """What prepare.py made of a book."""
     name: str
+    title: str
     train: list         # examples, lists of ids
     held_out: dict      # the same of "val" and "test"
     train_text: str
@@ -672,8 +673,9 @@ def open_book(path, saved):
         run = list(run)
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
     openings = [opening_of(text[s["start"]:s["end"]]) for s in segments if s["split"] == split]
-    return Source(folder.name, streams.pop("stage3_train"), streams, texts[True], texts[False],
-                  [opening for opening in openings if opening])
+    title = json.loads((folder / "statistics.json").read_text(encoding="utf-8")).get("title")
+    return Source(folder.name, title or folder.name, streams.pop("stage3_train"), streams, texts[True],
+                  texts[False], list(filter(None, openings)))
 
 
 def opening_of(sentence):
@@ -800,9 +802,10 @@ def evaluate_checkpoint(path, advance):
     styled = measure_style(source.train_text, source.held_out_text, completions, english, notes)
 
     shown = [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples]
-    result = {"checkpoint": str(path), "book": source.name, "split": split, "seed": seed,
-              "parameters": count_parameters(model.config)["total"], "causal": model.config.causal,
-              "trained": trained_how(training), "likelihood": figures, "baselines": floor, "style": styled,
+    result = {"checkpoint": str(path), "book": source.name, "title": source.title, "split": split,
+              "seed": seed, "parameters": count_parameters(model.config)["total"],
+              "causal": model.config.causal, "trained": trained_how(training),
+              "likelihood": figures, "baselines": floor, "style": styled,
               **looked, "speed": speed, "sampling": asdict(sampling) | {"max_tokens": max_tokens},
               "samples": shown, "notes": notes}
     return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
@@ -967,7 +970,7 @@ def other_settings(how):
 GROUPS = {"generated": "generated", "held_out": "held-out", "shuffled": "shuffled words",
           "control": "control book", "book": "the book"}
 # in a plot; they become CSS variables
-INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "faint", *GROUPS), 1)}
+INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}
 
 
 def number(value, unit="", error=None):
@@ -1048,7 +1051,7 @@ def page(results, names):
     its frame."""
     from jinja2 import Environment
     frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+        sample.with_style("evaluate.html"))
     r, models, groups = results[0], {}, {}
     for name, found in zip(names, results):
         models[name] = found["speed"] | found["diversity"]["generated"] | found["likelihood"] | {

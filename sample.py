@@ -316,15 +316,17 @@ def frame(console, shown: list[Cell], step: Step, seconds: float):
     return Group(Text("\n").join(lines[top:top + room]), Text(), *below)
 
 
+def with_style(name: str) -> str:
+    """The text of a page that stands beside this script, page.css in it."""
+    css, page = (Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("page.css", name))
+    return page.replace("/* page.css */\n", css, 1)
+
+
 def save_html(path: str, frames: list[list[Cell]], seconds_per_frame: float):
     """sample.html with `frames`, as JSON, in it: a page that plays them and needs nothing else."""
-    def state(cell):
-        if cell.state == "set" and cell.confidence < 0.3:
-            return "set unsure"
-        return "mask guess" if is_draft(cell) else cell.state
-    data = json.dumps([[(cell.text, state(cell)) for cell in shown] for shown in frames], ensure_ascii=False)
-    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    page = page.replace("INTERVAL", str(int(1000 * seconds_per_frame)))
+    data = json.dumps([[(cell.text, "guess" if is_draft(cell) else cell.state) for cell in shown]
+                       for shown in frames], ensure_ascii=False)
+    page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
     Path(path).write_text(page.replace("FRAMES", data.replace("<", "\\u003c")), encoding="utf-8")
 
 

@@ -368,9 +368,7 @@ def outer_addresses(text: str) -> list[str]:
 
 def page_and_policy() -> tuple[str, str]:
     """serve.html with its style sheet, and the policy that lets a browser run this and nothing else."""
-    files = [Path(__file__).with_name(name) for name in ("page.css", "serve.html")]
-    css, page = (file.read_text(encoding="utf-8") for file in files)
-    page = page.replace("/* page.css */\n", css, 1)
+    page = sample.with_style("serve.html")
 
     def digest(tag):
         inline = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.S)[1]
