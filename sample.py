@@ -330,32 +330,76 @@ def save_html(path: str, frames: list[list[Cell]], seconds_per_frame: float):
     Path(path).write_text(page.replace("FRAMES", data.replace("<", "\\u003c")), encoding="utf-8")
 
 
-def save_gif(path: str, frames: list[list[Cell]], seconds_per_frame: float, columns: int = 72):
-    """The same as a GIF, in the typeface that matplotlib brings."""
+def places(text: str, fonts: list, width: int) -> list[tuple[float, int]]:
+    """(x in pixels, line) of each character of a text, and of its end, broken between words; a font each."""
+    where, x, line = [], 0.0, 0
+    for piece in re.findall(r"\n|\S{1,40}|.", text):
+        font = fonts[len(where)]
+        if piece == "\n":
+            where.append((x, line))
+            x, line = font.size, line + (x > font.size)
+            continue
+        if piece.strip() and x + font.getlength(piece) > width:
+            x, line = 0.0, line + 1
+        where += [(x + font.getlength(piece[:i]), line) for i in range(len(piece))]
+        x += font.getlength(piece)
+    return [*where, (x, line)]
+
+
+def save_gif(file, frames: list[list[Cell]], seconds_per_frame: float):
+    """The same as a GIF, in page.css's light colours and a typeface that matplotlib brings, at a path or in
+    a binary file. As on the page a mask is as wide as the word that will stand there, and what is decided
+    glows and settles. Of a long run not every step is shown."""
     import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
-    from rich.cells import cell_len
-    from rich.console import Console
-    typeface = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf")
-    font, height = ImageFont.truetype(typeface, 16), 24
-    width, console = font.getlength("m"), Console(width=columns, stderr=True)
-    pages = [painted(shown).wrap(console, columns) for shown in frames]
-    size = int(width * columns) + 32, height * max(map(len, pages)) + 32
-    colours = {"blue": "#6d7fb3", "green": "#7dff9a", "red": "#ff8080", "cyan": "#7fc4d0"}
-    images = []
-    for lines in pages:
-        image = Image.new("RGB", size, "#12141c")
+    from PIL import Image, ImageColor, ImageDraw, ImageFont
+    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    ink = {name: ImageColor.getrgb(hue) for name, hue in re.findall(r"--(\w+): (#\w{6})", css)}
+    folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral")
+    upright, italic = (ImageFont.truetype(f"{folder}{style}.ttf", 28, layout_engine=ImageFont.Layout.BASIC)
+                       for style in ("", "Italic"))
+    small, height, margin = upright.font_variant(size=20), 46, 48
+
+    def mix(one, other, share):
+        return tuple(round(a + (b - a) * share) for a, b in zip(ink[one], ink[other]))
+
+    ends = list(itertools.accumulate((len(cell.text) for cell in frames[-1]), initial=0))
+    fonts = [italic if cell.state == "given" else upright for cell in frames[-1] for _ in cell.text]
+    where = places("".join(cell.text for cell in frames[-1]), fonts, 840 - 2 * margin)
+    size = 840, height * (where[-1][1] + 1) + 2 * margin
+    every, glow, images = -(-len(frames) // 130), [0.0] * len(frames[0]), []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([c for name in ("ink", "new", "soft", "dim", "back", "mark") for step in range(16)
+                        for c in mix("paper", name, step / 15)])
+    settled = [[cell._replace(state="set" if cell.state == "new" else cell.state) for cell in frames[-1]]] * 3
+    for step, shown in enumerate(frames + settled):
+        glow = [1.0 if cell.state == "new" else max(0.0, g - 1 / 3) for cell, g in zip(shown, glow)]
+        if step % every and step < len(frames) - 1:
+            continue
+        image = Image.new("RGB", size, ink["paper"])
         pen = ImageDraw.Draw(image)
-        for row, line in enumerate(lines):
-            column = 0
-            for text, style, _ in line.render(console):
-                bold = "#ffffff" if style and style.bold else "#c8ccd8"
-                colour = colours[style.color.name] if style and style.color else bold
-                pen.text((16 + column * width, 16 + row * height), text, colour, font)
-                column += cell_len(text)
-        images.append(image)
+        count = f"step {min(step, len(frames) - 1)} of {len(frames) - 1}"
+        pen.text((840 - margin, size[1] - 18), count, ink["dim"], small, "rs")
+        for i, cell in enumerate(shown):
+            body, last = cell.text.strip(), frames[-1][i].text
+            x, line = where[ends[i] + len(last) - len(last.lstrip())]
+            font = italic if cell.state == "given" or is_draft(cell) else upright
+            x, base, room = x + margin, margin + height * line + 30, font.getlength(last.strip())
+            if cell.state == "mask" and not is_draft(cell):
+                if room > 3:
+                    pen.rectangle((x + 1, base - 8, x + room - 2, base - 7), ink["mark"])
+                continue
+            fit = room / max(1.0, font.getlength(body))
+            if fit < 1:
+                font = font.font_variant(size=max(1, int(28 * fit)))
+            hue = {"given": "soft", "mask": "dim", "back": "back"}.get(cell.state)
+            if glow[i] and room:
+                pen.rectangle((x - 1, base - 26, x + room, base + 9), mix("paper", "new", 0.17 * glow[i]))
+            pen.text((x, base), body, ink[hue] if hue else mix("ink", "new", glow[i]), font, "ls")
+            if cell.state == "back":
+                pen.line((x, base - 8, x + room, base - 8), ink["back"], 2)
+        images.append(image.quantize(palette=palette, dither=Image.Dither.NONE))
     times = [int(1000 * seconds_per_frame)] * (len(images) - 1) + [4000]
-    images[0].save(path, save_all=True, append_images=images[1:], loop=0, duration=times)
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], loop=0, duration=times)
 
 
 # ---- the terminal

@@ -5,11 +5,12 @@
 
 serve.html is the page, page.css its type and colours. It asks /api/model and /api/vocabulary once, then
 speaks JSON over the WebSocket at /ws: sends `generate` and `cancel`, gets `start`, a `step` for each call of
-the network, and `done`, or `error` or `busy`.
+the network, and `done`, or `error` or `busy`; sends a replay as `gif`, and gets that back as a picture.
 """
 import base64
 import contextlib
 import hashlib
+import io
 import ipaddress
 import json
 import logging
@@ -51,6 +52,7 @@ MESSAGES_PER_SECOND = 40    # and so do more than these
 CONNECTIONS = 16            # WebSockets open at once
 PATIENCE = 10               # seconds that a client may leave what it is sent unread
 PROMPT_CHARACTERS = 8000
+REPLAY = 1000               # steps in a replay that is to be drawn
 LOCAL, EVERYWHERE = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
 GAP = 4                     # tokens of a gap in a template that does not say
 COPIED = 8                  # tokens; a run this long that stands in the book is pointed out
@@ -84,8 +86,8 @@ def read_message(text: str | bytes) -> dict:
         message = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {str(error)[:80]}") from error
-    if not isinstance(message, dict) or message.get("type") not in ("generate", "cancel"):
-        raise ValueError('a message is an object whose type is "generate" or "cancel"')
+    if not isinstance(message, dict) or message.get("type") not in ("generate", "cancel", "gif"):
+        raise ValueError('a message is an object whose type is "generate", "cancel" or "gif"')
     if message["type"] == "cancel" and len(message) > 1:
         raise ValueError("cancel takes nothing else")
     return message
@@ -137,9 +139,22 @@ def checked_row(message: dict, settings: dict, tokenizer: Tokenizer, config: Con
     return row, parts
 
 
+def checked_replay(message: dict, config: Config) -> list[Tensor]:
+    """Rows (T,): `tokens`, and then what each of `steps`, [position, id, position, id, ...], makes of it."""
+    rows, steps = [torch.tensor(checked_ids(message, "tokens", config.mask_id + 1))], message.get("steps")
+    if type(steps) is not list or len(steps) > REPLAY or any(type(s) is not list or len(s) % 2 for s in steps):
+        raise ValueError(f"steps is a list of at most {REPLAY} lists of positions and token ids")
+    for step in steps:
+        row, ends = rows[-1].clone(), (len(rows[0]), config.mask_id + 1)
+        where, ids = (step and checked_ids({"steps": step[k::2]}, "steps", end) for k, end in enumerate(ends))
+        row[where] = torch.tensor(ids, dtype=torch.int64)
+        rows.append(row)
+    return rows
+
+
 def checked_ids(message: dict, key: str, end: int) -> list[int]:
     """The list of whole numbers below `end` under `key`."""
-    ids = message[key]
+    ids = message.get(key)
     whole = isinstance(ids, list) and all(type(i) is int and 0 <= i < end for i in ids)
     if not whole or not 1 <= len(ids) <= longest:
         raise ValueError(f"{key} is a list of 1 to {longest} whole numbers below {end}")
@@ -286,16 +301,20 @@ class Writer:
         ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         try:
             while True:
-                if (message := receive(ws, recent))["type"] == "generate":
-                    self.generate(ws, recent, message)
+                if (message := receive(ws, recent))["type"] != "cancel":
+                    self.answer(ws, recent, message)
         except OSError as error:                            # it went without saying so
             raise ConnectionClosed() from error
         finally:
             self.connections.release()
 
-    def generate(self, ws, recent, message):
-        """Answer a `generate`: busy, error, or start, step after step, and done."""
+    def answer(self, ws, recent, message):
+        """busy, error, the `gif` asked for, or start, step after step, and done."""
+        if not self.in_use.acquire(blocking=False):
+            return send(ws, type="busy", message="the model writes for someone else: try again in a moment")
         try:
+            if message["type"] == "gif":
+                return self.draw(ws, message)
             settings, model = checked_settings(message, self.allowed), self.model
             if "twin" in message:
                 model = self.twin if message["twin"] is True else None
@@ -303,13 +322,10 @@ class Writer:
                 raise ValueError("twin is true, and serve.py started with --race")
             row, parts = checked_row(message, settings, self.tokenizer, model.config)
             adapt = checked_ids(message, "adapt", len(row)) if "adapt" in message else []
-        except ValueError as error:
-            return send(ws, type="error", message=str(error))
-        if not self.in_use.acquire(blocking=False):
-            return send(ws, type="busy", message="the model writes for someone else: try again in a moment")
-        try:
             row[doubtful(model, row, adapt)] = model.config.mask_id
             self.write(ws, recent, model, settings, row, parts)
+        except ValueError as error:
+            send(ws, type="error", message=str(error))
         except ConnectionClosed:                            # a RuntimeError too
             raise
         except RuntimeError as error:                       # out of memory, most likely
@@ -317,6 +333,17 @@ class Writer:
             send(ws, type="error", message=f"the model failed: {str(error).splitlines()[0][:200]}")
         finally:
             self.in_use.release()
+
+    def draw(self, ws, message):
+        """Send a replay as sample.py draws it."""
+        rows, mask_id = checked_replay(message, self.model.config), self.model.config.mask_id
+        frames, file, sure = [], io.BytesIO(), torch.ones(len(rows[0]))
+        for before, row in zip([rows[0], *rows], rows):
+            changed, hidden = row != before, row == mask_id
+            seen = (x[None] for x in (row, changed & ~hidden, changed & hidden, rows[-1], sure))
+            frames.append(sample.cells(self.tokenizer, rows[0], Step(0, 0, *seen, None, None), draft=False))
+        sample.save_gif(file, frames, 0.2)
+        send(ws, type="gif", data=base64.b64encode(file.getvalue()).decode())
 
     def write(self, ws, recent, model, settings, row, parts):
         """Send every step as it comes. After each, look for `cancel`."""
@@ -330,7 +357,7 @@ class Writer:
                 send(ws, **step_message(step, seconds))
                 while (asked := receive(ws, recent, wait=False)) is not None:
                     cancelled = cancelled or asked["type"] == "cancel"
-                    if asked["type"] == "generate":
+                    if asked["type"] != "cancel":
                         send(ws, type="busy", message="one text at a time: cancel this one first")
                 if cancelled:
                     break

@@ -755,6 +755,8 @@ def test_what_is_saved(visit, browser, tmp_path):
     assert len(saved["steps"]) == 6 and saved["done"]["text"].startswith("He said: </script><b>") and saved["start"]["settings"]["steps"] == 6
     page.locator("#scrub").fill("3")
     half = text(page)
+    with Image.open(save("#save-gif")) as gif:
+        assert gif.format == "GIF" and gif.n_frames == 7 + 3 and gif.width == 840
     replay = save("#save-replay")
     with contextlib.closing(browser.new_context(offline=True)) as context:
         alone, wrong = context.new_page(), []
@@ -764,7 +766,7 @@ def test_what_is_saved(visit, browser, tmp_path):
         alone.goto(replay.as_uri())
         finished(alone)
         assert re.sub(r"[\s¶◌]", "", text(alone)) == shown and not alone.locator("#generate").is_visible()
-        for useless in ("#prompt", "#hint", "#save-replay", "#settings", "#rest"):
+        for useless in ("#prompt", "#hint", "#save-gif", "#save-replay", "#settings", "#rest"):
             assert not alone.locator(useless).is_visible(), useless
         alone.locator("#text .settled:not(:empty, .break)").first.click()
         assert alone.locator("#pop .choice").count() and not alone.locator("#pop button").count()

@@ -1,6 +1,7 @@
 """serve.py as its clients meet it: a real server in a process of its own, real HTTP, real WebSockets."""
 import contextlib
 import http.client
+import io
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from PIL import Image
 from simple_websocket import Client, ConnectionClosed
 from simple_websocket import ConnectionError as Refused
 
@@ -210,6 +212,21 @@ def test_a_branch_changes_only_what_was_masked(url, loaded):
     assert tokens[:4] + tokens[7:] == row[:4] + row[7:] and all(token < model.config.n_text for token in tokens)
     heard = generate(url, tokens=row)
     assert [m["type"] for m in heard] == ["start", "done"] and heard[-1]["tokens"] == row
+
+
+def test_a_replay_is_drawn(url, loaded):
+    model, tokenizer, _ = loaded
+    start, *steps, done = generate(url, prompt="The keeper", max_tokens=12, steps=6, remask=0.2, seed=2)
+    changes = [[n for look in s["revealed"] for n in (look["position"], look["token"])] + [n for i in s["remasked"] for n in (i, model.config.mask_id)] for s in steps]
+    with connected(url) as client:
+        client.send(json.dumps({"type": "gif", "tokens": start["tokens"], "steps": changes}))
+        with Image.open(io.BytesIO(b64decode(hear(client)["data"]))) as gif:
+            assert gif.n_frames == 1 + 6 + 3
+        for wrong in ({}, {"tokens": [1]}, {"tokens": [1], "steps": 3}, {"tokens": [1], "steps": [3]}, {"tokens": [1], "steps": [[0]]}, {"tokens": [1], "steps": [[1, 1]]},
+                      {"tokens": [1], "steps": [[0, -1]]}, {"tokens": [1], "steps": [[0, model.config.vocab_size]]}, {"tokens": [1], "steps": [[]] * 1001}):
+            client.send(json.dumps({"type": "gif", **wrong}))
+            assert hear(client)["type"] == "error", wrong
+    assert answers(url)
 
 
 def test_what_has_become_least_likely_is_taken_back(url, loaded, folder):
