@@ -217,13 +217,14 @@ def test_a_branch_changes_only_what_was_masked(url, loaded):
 def test_a_replay_is_drawn(url, loaded):
     model, tokenizer, _ = loaded
     start, *steps, done = generate(url, prompt="The keeper", max_tokens=12, steps=6, remask=0.2, seed=2)
-    changes = [[n for look in s["revealed"] for n in (look["position"], look["token"])] + [n for i in s["remasked"] for n in (i, model.config.mask_id)] for s in steps]
+    decided = {look["position"]: step["step"] for step in steps for look in step["revealed"]}
+    message = {"tokens": done["tokens"], "when": [decided.get(i, 0) for i in range(len(done["tokens"]))]}
     with connected(url) as client:
-        client.send(json.dumps({"type": "gif", "tokens": start["tokens"], "steps": changes}))
+        client.send(json.dumps({"type": "gif", **message}))
         with Image.open(io.BytesIO(b64decode(hear(client)["data"]))) as gif:
             assert gif.n_frames == 1 + 6 + 3
-        for wrong in ({}, {"tokens": [1]}, {"tokens": [1], "steps": 3}, {"tokens": [1], "steps": [3]}, {"tokens": [1], "steps": [[0]]}, {"tokens": [1], "steps": [[1, 1]]},
-                      {"tokens": [1], "steps": [[0, -1]]}, {"tokens": [1], "steps": [[0, model.config.vocab_size]]}, {"tokens": [1], "steps": [[]] * 1001}):
+        for wrong in ({}, {"tokens": [1]}, {"tokens": [1], "when": 3}, {"tokens": [1], "when": [-1]}, {"tokens": [1], "when": [1000]},
+                      {"tokens": [model.config.vocab_size], "when": [1]}, {"tokens": [[1]], "when": [1]}, {"tokens": [1] * 1025, "when": [1] * 1025}):
             client.send(json.dumps({"type": "gif", **wrong}))
             assert hear(client)["type"] == "error", wrong
     assert answers(url)
