@@ -612,6 +612,7 @@ def test_keyboard_alone(visit):
     assert step(page) == 0
     press("]")
     assert page.locator("#speed").input_value() == "8"
+    expect(page.locator("#save-text")).to_be_enabled()                                       # the server has finished
     press("End")
     finished(page)
     page.locator("#text").focus()
