@@ -81,8 +81,7 @@ def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
 # that training has hardly shown. `texts` puts it back: fixed text comes back as it was given.
 
 def parse_template(template: str) -> list[str | int | None]:
-    """The parts of a template: two or more underscores are a gap, its length in brackets behind it, or
-    None."""
+    """The parts of a template: two or more underscores are a gap, of the length in brackets or of None."""
     parts, end = [], 0
     for gap in re.finditer(r"__+(?:\((\d+)\))?", template):
         parts += [template[end:gap.start()], int(gap[1]) if gap[1] else None]
@@ -91,22 +90,18 @@ def parse_template(template: str) -> list[str | int | None]:
 
 
 def canvas(tokenizer: Tokenizer, parts: list[str | int], config: Config) -> Tensor:
-    """(T,) int64: the tokens of fixed text, and a [MASK] for each token of a gap; ValueError if it has
-    none."""
+    """(T,) int64: the tokens of fixed text, and the [MASK]s of gaps; ValueError for one of no token."""
     ids = itertools.chain(*_tokenize(tokenizer, parts, config.mask_id))
     return torch.tensor(list(ids), dtype=torch.long)
 
 
 def texts(tokenizer: Tokenizer, parts: list[str | int], row: Tensor) -> list[str]:
-    """One str per part of a filled canvas `row` (T,): fixed text exactly as given, a gap as a reader
-    expects it between its neighbours.
-
-    Beside white space, and at either end of the text, a gap loses its own; bytes that do not make up a
-    character are left out, and so are control characters, which could command a terminal.
-    """
+    """One str per part of a filled canvas `row` (T,): fixed text exactly as given; a gap without white space
+    beside other or at an end of the text, without half characters, and without control characters, which
+    could command a terminal."""
     result, start = [], 0
     for part, ids in zip(parts, _tokenize(tokenizer, parts, -1)):
-        filled = tokenizer.decode_bytes(row[start:start + len(ids)].tolist()).decode("utf-8", errors="ignore")
+        filled = tokenizer.decode(row[start:start + len(ids)].tolist(), "ignore")
         result.append(part if isinstance(part, str) else _printable(filled))
         start += len(ids)
     for i, part in enumerate(parts):
@@ -154,9 +149,8 @@ def not_words(tokenizer: Tokenizer) -> Tensor:
 
 def batches(model: DiffusionModel, rows: list[Tensor], seeds: list[int], how: Sampling | None = None,
             bar: tuple[list[Tensor], Tensor] | None = None) -> Iterator[tuple[list[int], Iterator[Step]]]:
-    """Fill 1-d canvases, in order: yield (indices of the rows of a batch, its Steps). `bar` is (one
-    `word_starts` per row, `not_words`). A row's text does not depend on its batch. ValueError as in
-    denoise."""
+    """Fill 1-d canvases, in order: yield (indices of a batch's rows, its Steps). `bar` is (one `word_starts`
+    per row, `not_words`). A row's text does not depend on its batch. ValueError as in denoise."""
     positions, todo = 1024 if model.device.type == "cpu" else 8192, list(range(len(rows)))
     while todo:
         widths = itertools.accumulate((len(rows[i]) for i in todo), max)
@@ -188,9 +182,9 @@ class Job(NamedTuple):
 
 def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list[str | int | None], seed: int,
            how: Sampling) -> Job:
-    """The job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose text is
-    likeliest per token, as the model saw it when it decided. (That of the whole text would favour long gaps,
-    for what the model writes is likelier than what people do.)"""
+    """The job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose tokens were
+    likeliest on average when they were decided. (The whole text's would favour long gaps: what the model
+    writes is likelier than what people do.)"""
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -223,8 +217,8 @@ def job_batches(model, tokenizer, jobs, how):
 
 def write(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], how: Sampling,
           watch=None) -> Iterator[tuple[int, Tensor, dict]]:
-    """Fill jobs in batches; yield (index, filled row, result as in --output) as they are done. watch(jobs,
-    Step, seconds) sees each step of a batch."""
+    """Fill jobs; yield (index, filled row, result as in --output) as they are done. watch(jobs, Step,
+    seconds) sees each step of a batch."""
     for batch, events in job_batches(model, tokenizer, jobs, how):
         chosen = [jobs[i] for i in batch]
         filled, calls, seconds = [job.row for job in chosen], [0] * len(batch), 0.0
@@ -260,9 +254,8 @@ STYLES = {"given": "bold", "mask": "blue", "new": "bold underline green", "back"
 
 
 def cells(tokenizer: Tokenizer, row: Tensor, step: Step, draft: bool) -> list[Cell]:
-    """The state of a lone canvas `row` (T,) after `step`. A character of several tokens is in the last
-    one's cell. A mask is as long as the draft under it, ▓ ▒ ░ by rising confidence; with `draft` it is the
-    draft."""
+    """The state of a lone canvas `row` (T,) after `step`. A character of several tokens is in the last one's
+    cell. A mask is as long as the draft under it, ▓ ▒ ░ by rising confidence; with `draft` it is that."""
     decoder, hidden, result = codecs.getincrementaldecoder("utf-8")(errors="ignore"), False, []
     mask_id = tokenizer.special["[MASK]"]
     columns = (row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence)
@@ -296,7 +289,7 @@ def painted(shown: list[Cell]):
 
 
 def frame(console, shown: list[Cell], step: Step, seconds: float):
-    """What the terminal shows after a step: as much of the text as fits around its first mask, and a bar."""
+    """What the terminal shows: as much of the text as fits around its first mask, and a bar."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
@@ -352,8 +345,8 @@ def save_gif(file, frames: list[list[Cell]], seconds_per_frame: float):
     glows and settles. Of a long run not every step is shown."""
     import matplotlib
     from PIL import Image, ImageColor, ImageDraw, ImageFont
-    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    ink = {name: ImageColor.getrgb(hue) for name, hue in re.findall(r"--(\w+): (#\w{6})", css)}
+    css = re.findall(r"--(\w+): (#\w{6})", with_style("sample.html"))
+    ink = {name: ImageColor.getrgb(hue) for name, hue in css}
     folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral")
     upright, italic = (ImageFont.truetype(f"{folder}{style}.ttf", 28, layout_engine=ImageFont.Layout.BASIC)
                        for style in ("", "Italic"))
@@ -546,8 +539,7 @@ SETTABLE = (*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed
 
 
 def parts_of(text: str, knobs: dict, gaps: bool) -> list[str | int | None]:
-    """What is to be written for a text: its gaps, if `gaps` and it has any, else what follows up to the
-    suffix."""
+    """What is to be written for a text: its gaps, if `gaps`, or what follows up to the suffix."""
     parts, after = parse_template(text), knobs["suffix"]
     if gaps and any(not isinstance(part, str) for part in parts):
         return parts
