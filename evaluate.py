@@ -597,8 +597,8 @@ def compressor(train, held_out):
 
 def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
     """(the contract's `baselines`, the n-gram model, its nats per piece), all cut where the network's are."""
-    unigram, ngram = NGram(1, n_text, train), NGram(NGRAM_ORDER, n_text, train)
-    unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in (unigram, ngram))
+    _, ngram = tables = [NGram(order, n_text, train) for order in (1, NGRAM_ORDER)]
+    unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
     program, cost = compressor(train_bytes, held_bytes)
     per_token = float(unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))
     floor = {"unigram_bits_per_byte": bits_per_byte(unigram_nats, sizes)[0],
@@ -646,15 +646,14 @@ def open_book(path, saved):
                  f"held-out text: {then}")
         ids, cuts = np.frombuffer(raw, "<u2").tolist(), np.fromfile(folder / f"{stream}.idx", "<i8").tolist()
         streams[stream] = [ids[a:b] for a, b in pairwise(cuts)]
-    text = (folder / "text.txt").read_text(encoding="utf-8")
-    lines = (folder / "segments.jsonl").read_text(encoding="utf-8").splitlines()
-    segments = [json.loads(line) for line in lines]
+    text, lines, statistics = ((folder / file).read_text(encoding="utf-8")
+                               for file in ("text.txt", "segments.jsonl", "statistics.json"))
+    segments, title = [*map(json.loads, lines.splitlines())], json.loads(statistics).get("title")
     texts = {True: "", False: ""}
     for train, run in groupby(segments, key=lambda s: s["split"] == "train"):
         run = list(run)
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
     openings = [opening_of(text[s["start"]:s["end"]]) for s in segments if s["split"] == split]
-    title = json.loads((folder / "statistics.json").read_text(encoding="utf-8")).get("title")
     return Source(folder.name, title or folder.name, streams.pop("stage3_train"), streams, texts[True],
                   texts[False], list(filter(None, openings)))
 
@@ -889,7 +888,7 @@ def on_copying(result):
                       "text: the book repeats itself, or the split leaks.")
     facts = (f"{mine['copied_share']:.0%} of its text stands in copied runs of 8 tokens or more "
              f"({human['copied_share']:.0%} in held-out text); "
-             f"the longest copy is {mine['longest_run_tokens']} tokens")
+             f"the longest is {mine['longest_run_tokens']} tokens")
     if mine["copied_share"] > 2 * human["copied_share"] + 0.1:
         yield "bad", f"It recites: {facts}."
         yield "next", ("Stop earlier, make the model smaller, or sample at a higher --temperature: much of "

@@ -189,14 +189,12 @@ def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list
         prompt.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{prompt!r} is not UTF-8 text") from None
-    tries, unknown = [parts], parts.count(None)
-    if unknown:
-        if len(gap_lengths) ** unknown <= TRIES:
-            lengths = itertools.product(gap_lengths, repeat=unknown)
-        else:
-            rng = random.Random(seed)
-            lengths = [rng.choices(gap_lengths, k=unknown) for _ in range(TRIES)]
-        tries = [[next(chosen) if part is None else part for part in parts] for chosen in map(iter, lengths)]
+    unknown = parts.count(None)
+    lengths = itertools.product(gap_lengths, repeat=unknown)
+    if len(gap_lengths) ** unknown > TRIES:
+        rng = random.Random(seed)
+        lengths = [rng.choices(gap_lengths, k=unknown) for _ in range(TRIES)]
+    tries = [[next(chosen) if part is None else part for part in parts] for chosen in map(iter, lengths)]
     jobs = [Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed) for attempt in tries]
     if not unknown:
         return jobs[0]
@@ -601,10 +599,8 @@ def command(line, model, tokenizer, knobs, past: list[tuple[Job, Tensor, dict]])
         raise ValueError("there is no text yet")
     if name == "/help":
         say(HELP)
-    elif name == "/set":
-        say(change(knobs, *argument.partition(" ")[::2]))
-    elif name == "/seed":
-        say(change(knobs, "seed", argument))
+    elif name in ("/set", "/seed"):
+        say(change(knobs, *(("seed", argument) if name == "/seed" else argument.partition(" ")[::2])))
     elif name == "/show":
         say("\n".join(f"  {key} = {(knobs | knobs['sampling'])[key]!r}" for key in SETTABLE))
         if past:
@@ -613,10 +609,7 @@ def command(line, model, tokenizer, knobs, past: list[tuple[Job, Tensor, dict]])
             say("  " + " ".join(f"{n}:{word!r}" for n, word in enumerate(words, 1)))
     elif name == "/undo":
         past.pop()
-        if past:
-            show(past[-1][0], past[-1][2]["text"])
-        else:
-            say("no text is left")
+        show(past[-1][0], past[-1][2]["text"]) if past else say("no text is left")
     elif name == "/save":
         say(save(argument, past[-1][2]))
     elif name == "/again":
