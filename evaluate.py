@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
-from itertools import chain, groupby, pairwise
+from itertools import chain, cycle, groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,14 +56,6 @@ RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)    # mask rates of the masked perplexit
 MASK_DRAWS = 4          # masks per sequence and rate
 REPLICATES = 200        # bootstrap samples of the book's own style,
 RUN = 8                 # in runs of this many neighbouring passages, about a scene
-FUNCTION_WORDS = frozenset("""a about above after again against all although am among an and any are as at
-    be because been before being below between both but by can could did do does down during each either
-    else even every few for from had has have he her hers him his how however i if in into is it its itself
-    may me might more most much must my myself neither no nor not now of off on once only or other ought our
-    ours out over own same shall she should since so some still such than that the their them themselves
-    then there these they this those though through thus till to too under until up upon us very was we were
-    what when where whether which while who whom whose why will with within without would yet you your
-    yours""".split())
 
 
 # ---- an n-gram model
@@ -119,8 +111,7 @@ PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff
 
 
 def passages_of(text, length):
-    """Consecutive passages of `length` words, none cut, so sometimes one or two more; what is left is
-    dropped."""
+    """Consecutive passages of `length` words, or a few more, for none is cut; the rest is dropped."""
     passages, begin, count = [], 0, 0
     for piece in PIECE.finditer(text):
         count += len(words_of(piece[0]))
@@ -141,8 +132,7 @@ def type_token_ratio(words):
 
 
 def mattr(words, window=50):
-    """Moving-average type-token ratio (Covington and McFall 2010): the mean over all windows, or over a
-    shorter text."""
+    """Moving-average type-token ratio (Covington and McFall 2010): the mean over all windows."""
     return float(np.mean([type_token_ratio(gram) for gram in ngrams(words, min(window, len(words)))]))
 
 
@@ -184,24 +174,22 @@ def jensen_shannon(p, q):
 
 
 def distinct_n(texts, n):
-    """Distinct n-grams per n-gram over all texts (lists of words) (Li et al., 1510.03055); None if there
-    are none."""
+    """Distinct n-grams per n-gram over all texts (lists of words) (Li et al., 1510.03055), or None."""
     grams = [gram for words in texts for gram in ngrams(words, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def repetition(texts, n=4):
-    """Share of n-grams that their own text has had before; None if there are none."""
+    """Share of n-grams that their own text has had before, or None."""
     grams = [ngrams(words, n) for words in texts]
-    total = sum(map(len, grams))
-    return 1 - sum(len(set(g)) for g in grams) / total if total else None
+    return 1 - sum(len(set(g)) for g in grams) / sum(map(len, grams)) if any(grams) else None
 
 
 def entropy(texts):
-    """Bits per word of the distribution of words over all texts; None if there are none."""
-    counts = np.array(list(Counter(word for words in texts for word in words).values()), float)
-    total = counts.sum()
-    return float(np.log2(total) - (counts * np.log2(counts)).sum() / total) if len(counts) else None
+    """Bits per word of the distribution of words over all texts, or None."""
+    from scipy.stats import entropy
+    counts = list(Counter(chain(*texts)).values())
+    return float(entropy(counts, base=2)) if counts else None
 
 
 def self_bleu(texts):
@@ -216,14 +204,12 @@ def self_bleu(texts):
 
 
 def as_characters(ids):
-    """Token ids as a str of one character each: Python's substring search is then a search for runs of
-    tokens."""
+    """Token ids as a str of one character each, in which Python's search finds runs of tokens."""
     return "".join(map(chr, ids))
 
 
 def match_lengths(ids, source):
-    """For each position of ids, how many tokens from there on stand verbatim somewhere in source; both as
-    `as_characters` gives them."""
+    """For each position of ids, how many tokens from there on stand somewhere in source, both characters."""
     lengths, length = [], 0
     for i in range(len(ids)):
         length = max(length - 1, 0)         # what matched from i-1 still matches from i, one shorter
@@ -234,9 +220,8 @@ def match_lengths(ids, source):
 
 
 def memorization(texts, source, decode, shortest=8):
-    """How much of texts (lists of ids) is copied from source (a list of ids): the longest run; the share of
-    tokens in runs of `shortest` and more; novelty[n], the share of n-grams that source does not have, for n
-    = 2 .. 16."""
+    """What texts (lists of ids) copy from source (a list of ids): the longest run; the share of tokens in
+    runs of `shortest` and more; novelty[n], the share of n-grams that source does not have, n = 2 .. 16."""
     source, total = as_characters(source), sum(map(len, texts))
     found = [match_lengths(as_characters(ids), source) for ids in texts]
     copied, longest, passage = 0, 0, []
@@ -298,8 +283,7 @@ def parsed(text):
 
 
 def traits(text, punkt, english):
-    """(words, sentence lengths in words, {name: number}, {name: Counter}): what a passage contributes to
-    its sample's measures."""
+    """(words, sentence lengths in words, {name: number}, {name: Counter}) of a passage."""
     text = " ".join(text.split())
     words = words_of(text)
     sentences = [piece for part in punkt.tokenize(text) for piece in re.split(r"(?<=[。！？])", part)]
@@ -310,8 +294,9 @@ def traits(text, punkt, english):
                 "character_profile": Counter(map("".join, ngrams(text.lower(), 3)))}
     if english:
         import textstat
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
         tags, phrases = parsed(text)
-        function_words = [word for word in words if word in FUNCTION_WORDS]
+        function_words = [word for word in words if word in ENGLISH_STOP_WORDS]
         pairs = (" ".join(pair) for sentence in tags for pair in pairwise(sentence))
         numbers |= {"flesch_kincaid": textstat.flesch_kincaid_grade(text),
                     "gunning_fog": textstat.gunning_fog(text),
@@ -322,8 +307,7 @@ def traits(text, punkt, english):
 
 
 class Passages:
-    """The traits of a book's passages and, behind them, of those of other groups; `rows` says where each
-    one's are."""
+    """The traits of a book's passages and, behind them, of other groups', where `rows` says."""
 
     def __init__(self, of_book, groups, english):
         from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
@@ -415,8 +399,7 @@ def style(of_book, groups, english, seed=0):
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
-    """`style` of samples and controls of one number and length against the book, or None with the reason in
-    notes."""
+    """`style` of samples and controls of one number and length, or None with the reason in notes."""
     lengths = sorted(len(words_of(text)) for text in completions)
     length = max(1, lengths[len(lengths) // 10])    # the few texts shorter than this are left out
     groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]],
@@ -478,8 +461,7 @@ class Similarity:
 
 
 def diversity(texts, prompts, alike):
-    """How different texts are from one another; prompts names each one's, to tell seeds of one from
-    different ones."""
+    """How different texts are from one another, and those from one of the prompts, one for each text."""
     words = [words_of(text) for text in texts]
     among, same = alike.between(texts, texts)["combined"], np.equal.outer(prompts, prompts)
     other = ~np.eye(len(texts), dtype=bool)
@@ -614,10 +596,9 @@ def compressor(train, held_out):
 
 
 def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
-    """(the contract's `baselines`, the n-gram model, its nats per piece). The tables' context ends where the
-    network's does."""
-    unigram, ngram = NGram(1, n_text, train), NGram(NGRAM_ORDER, n_text, train)
-    unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in (unigram, ngram))
+    """(the contract's `baselines`, the n-gram model, its nats per piece), all cut where the network's are."""
+    _, ngram = tables = [NGram(order, n_text, train) for order in (1, NGRAM_ORDER)]
+    unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
     program, cost = compressor(train_bytes, held_bytes)
     per_token = float(unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))
     floor = {"unigram_bits_per_byte": bits_per_byte(unigram_nats, sizes)[0],
@@ -640,8 +621,9 @@ def folder_of(name=""):
 
 
 class Source(NamedTuple):
-    """What prepare.py made of a book."""
+    """A book as prepare.py left it."""
     name: str
+    title: str
     train: list         # examples, lists of ids
     held_out: dict      # the same of "val" and "test"
     train_text: str
@@ -664,21 +646,20 @@ def open_book(path, saved):
                  f"held-out text: {then}")
         ids, cuts = np.frombuffer(raw, "<u2").tolist(), np.fromfile(folder / f"{stream}.idx", "<i8").tolist()
         streams[stream] = [ids[a:b] for a, b in pairwise(cuts)]
-    text = (folder / "text.txt").read_text(encoding="utf-8")
-    lines = (folder / "segments.jsonl").read_text(encoding="utf-8").splitlines()
-    segments = [json.loads(line) for line in lines]
+    text, lines, statistics = ((folder / file).read_text(encoding="utf-8")
+                               for file in ("text.txt", "segments.jsonl", "statistics.json"))
+    segments, title = [*map(json.loads, lines.splitlines())], json.loads(statistics).get("title")
     texts = {True: "", False: ""}
     for train, run in groupby(segments, key=lambda s: s["split"] == "train"):
         run = list(run)
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
     openings = [opening_of(text[s["start"]:s["end"]]) for s in segments if s["split"] == split]
-    return Source(folder.name, streams.pop("stage3_train"), streams, texts[True], texts[False],
-                  [opening for opening in openings if opening])
+    return Source(folder.name, title or folder.name, streams.pop("stage3_train"), streams, texts[True],
+                  texts[False], list(filter(None, openings)))
 
 
 def opening_of(sentence):
-    """The first six words, or characters where no spaces are written, and the space behind them; "" of less
-    than ten."""
+    """The first six words, or characters where no spaces are written, and a space; "" of less than ten."""
     sentence = " ".join(sentence.split())
     words = list(PIECE.finditer(sentence))
     return sentence[:words[6].start()] if len(words) >= 10 else ""
@@ -695,12 +676,11 @@ def choose_prompts(openings, tokenizer, context, notes):
     drawn = np.random.default_rng(seed).permutation(len(openings))[:n_prompts]
     # in a script that writes no spaces six "words" may be long: half the context, then
     cut = [tokenizer.encode(openings[i])[:context // 2] for i in sorted(drawn)]
-    return [tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore") for ids in cut] or [""]
+    return [tokenizer.decode(ids, "ignore") for ids in cut] or [""]
 
 
 def write_samples(model, tokenizer, chosen):
-    """(samples, speed): n_seeds texts for each prompt, all at once; then one alone, for the time that a
-    single reader waits."""
+    """(samples, speed): n_seeds texts for each prompt, all at once; then one alone, for its time."""
     jobs, context, mask_id = [], model.config.block_size, model.config.mask_id
     for prompt in chosen:
         room = min(max_tokens, context - len(tokenizer.encode(prompt.rstrip())))
@@ -728,8 +708,7 @@ def write_samples(model, tokenizer, chosen):
 
 
 def beside_held_out(samples, held_out, notes):
-    """(samples kept, {"generated", "held_out": lists of ids}): as many held-out passages, as long as the
-    samples."""
+    """(samples kept, {"generated", "held_out": lists of ids}): as many of each, as long as each other."""
     lengths = [len(s["ids"]) for s in samples]
     human = [ids for ids in chop(held_out, max(lengths)) if len(ids) >= min(lengths)]
     n = min(len(human), len(samples))
@@ -741,8 +720,7 @@ def beside_held_out(samples, held_out, notes):
 
 
 def look_at(texts, ids, prompts, train_text, train_ids, ngram, english, decode):
-    """Similarity to the book, diversity, memorization, and what the n-gram model says, each {group:
-    figures}."""
+    """{"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}."""
     length = int(np.median([len(words_of(text)) for text in texts["generated"]]))
     passages = passages_of(train_text, max(20, length)) or [train_text]
     alike, some = Similarity(passages, english), spread(passages, 100)
@@ -800,9 +778,10 @@ def evaluate_checkpoint(path, advance):
     styled = measure_style(source.train_text, source.held_out_text, completions, english, notes)
 
     shown = [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples]
-    result = {"checkpoint": str(path), "book": source.name, "split": split, "seed": seed,
-              "parameters": count_parameters(model.config)["total"], "causal": model.config.causal,
-              "trained": trained_how(training), "likelihood": figures, "baselines": floor, "style": styled,
+    result = {"checkpoint": str(path), "book": source.name, "title": source.title, "split": split,
+              "seed": seed, "parameters": count_parameters(model.config)["total"],
+              "causal": model.config.causal, "trained": trained_how(training),
+              "likelihood": figures, "baselines": floor, "style": styled,
               **looked, "speed": speed, "sampling": asdict(sampling) | {"max_tokens": max_tokens},
               "samples": shown, "notes": notes}
     return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
@@ -828,8 +807,7 @@ def doubts(sequences, held_bytes, training, english):
 
 
 def compare_all(found):
-    """Let the first causal checkpoint say how likely it finds each one's samples, and held-out text; take
-    each one's cost against the first's."""
+    """The first causal checkpoint judges each one's texts; the first of all is what costs are set against."""
     twin, first = next((e for e in found if e.result["causal"]), None), found[0]
     for e in found:
         for group, texts in e.texts.items() if twin else ():
@@ -842,9 +820,8 @@ def compare_all(found):
 
 
 def paired(one, other):
-    """(bits per byte by which one costs more than the other, its standard error) over the same chunks,
-    whose masks are the same too; where another vocabulary or context cuts other chunks, over the examples
-    they are cut from."""
+    """(bits per byte by which one costs more than the other, its standard error) over the same chunks and
+    masks, or, where another vocabulary or context cuts others, over the examples they are cut from."""
     pairs = one.nats, one.sizes, other.nats, other.sizes
     if not np.array_equal(one.sizes, other.sizes):
         pairs = [np.bincount(e.example, values) for e in (one, other) for values in (e.nats, e.sizes)]
@@ -858,8 +835,9 @@ def paired(one, other):
 
 def summarise(result):
     """{"good", "bad", "next"}: lists of sentences, by rules that can be read here."""
-    said = [*on_prediction(result), *on_copying(result), *on_style(result), *on_variety(result)]
-    found = {kind: [sentence for k, sentence in said if k == kind] for kind in ("good", "bad", "next")}
+    found = {"good": [], "bad": [], "next": []}
+    for kind, sentence in chain(*(on(result) for on in (on_prediction, on_copying, on_style, on_variety))):
+        found[kind].append(sentence)
     usual = ["Try a larger model or more sampling steps, and compare with --compare."]
     return found | {"next": list(dict.fromkeys(found["next"])) or usual}
 
@@ -910,7 +888,7 @@ def on_copying(result):
                       "text: the book repeats itself, or the split leaks.")
     facts = (f"{mine['copied_share']:.0%} of its text stands in copied runs of 8 tokens or more "
              f"({human['copied_share']:.0%} in held-out text); "
-             f"the longest copy is {mine['longest_run_tokens']} tokens")
+             f"the longest is {mine['longest_run_tokens']} tokens")
     if mine["copied_share"] > 2 * human["copied_share"] + 0.1:
         yield "bad", f"It recites: {facts}."
         yield "next", ("Stop earlier, make the model smaller, or sample at a higher --temperature: much of "
@@ -967,7 +945,7 @@ def other_settings(how):
 GROUPS = {"generated": "generated", "held_out": "held-out", "shuffled": "shuffled words",
           "control": "control book", "book": "the book"}
 # in a plot; they become CSS variables
-INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "faint", *GROUPS), 1)}
+INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}
 
 
 def number(value, unit="", error=None):
@@ -982,55 +960,38 @@ def number(value, unit="", error=None):
 
 
 def charts(results, names):
-    """{name: inline SVG} that takes its colours from the page, light or dark."""
+    """{name: inline SVG} that takes its colours from the page, light or dark: bits per hidden token over the
+    share that is hidden; the share of runs of n tokens that are new; how long sentences are."""
     import matplotlib
     matplotlib.use("svg")
     coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     matplotlib.rcParams.update({
         "svg.fonttype": "none", "svg.hashsalt": "evaluation", "font.size": 9.5, "axes.spines.top": False,
         "axes.spines.right": False, "legend.frameon": False} | dict.fromkeys(coloured, INKS["ink"]))
-    memory, styled = results[0]["memorization"], results[0]["style"]
-    return {"rates": rates_chart(results, names), "novelty": novelty_chart(memory),
-            "sentences": styled and sentences_chart(styled)}
+    first, tenths, fives = results[0], np.arange(5, 100, 10), np.arange(3, 83, 5)
+    rates = [("word frequencies", "book", tenths, [first["baselines"]["unigram_bits_per_token"]] * 10)]
+    for name, ink, r in zip(names, cycle(("generated", "control", "shuffled", "held_out")), results):
+        if bits := r["likelihood"]["bits_per_token_by_mask_rate"]:
+            rates.append((name, ink, tenths, bits))
+    novelty = [(GROUPS[group], group, *zip(*((int(n), 100 * share) for n, share in found["novelty"].items()
+                                             if share is not None)))
+               for group, found in first["memorization"].items()]
+    lengths = [(GROUPS[g], g, fives, 100 * np.array(first["style"]["sentence_lengths"][g]))
+               for g in ("book", "held_out", "generated")] if first["style"] else []
+    drawn = {"rates": (rates, "share of the text that is hidden, %", "bits per hidden token"),
+             "novelty": (novelty, "run of n tokens", "not in the training text, %", (-3, 103)),
+             "sentences": (lengths, "words in a sentence (the last: 76 and more)", "share of sentences, %")}
+    return {name: chart(name, *what) for name, what in drawn.items() if what[0]}
 
 
-def rates_chart(results, names):
-    """Bits per hidden token over the share that is hidden."""
-    inks, middle, curves = ("generated", "control", "shuffled", "held_out"), np.arange(5, 100, 10), []
-    for i, (name, r) in enumerate(zip(names, results)):
-        if rates := r["likelihood"]["bits_per_token_by_mask_rate"]:
-            curves.append((name, inks[i % 4], middle, rates))
-    alone = [results[0]["baselines"]["unigram_bits_per_token"]] * 10
-    return chart("rates", [*curves, ("word frequencies", "book", middle, alone)],
-                 xlabel="share of the text that is hidden, %", ylabel="bits per hidden token")
-
-
-def novelty_chart(memory):
-    """Share of runs of n tokens that are not in the training text, over n."""
-    curves = []
-    for group, found in memory.items():
-        known = [(int(n), 100 * share) for n, share in found["novelty"].items() if share is not None]
-        curves.append((GROUPS[group], group, *zip(*known)))
-    return chart("novelty", curves, xlabel="run of n tokens", ylabel="not in the training text, %",
-                 ylim=(-3, 103))
-
-
-def sentences_chart(styled):
-    """How long sentences are."""
-    groups, middle = ("book", "held_out", "generated"), np.arange(3, 83, 5)
-    curves = [(GROUPS[g], g, middle, 100 * np.array(styled["sentence_lengths"][g])) for g in groups]
-    return chart("sentences", curves, xlabel="words in a sentence (the last: 76 and more)",
-                 ylabel="share of sentences, %")
-
-
-def chart(name, curves, **axis):
-    """Inline SVG of curves (label, ink, x, y), as wide in inches as a phone shows it, so that its type
-    stays legible."""
+def chart(name, curves, xlabel, ylabel, ylim=None):
+    """Inline SVG of curves (label, ink, x, y), as wide as a phone, so that its type stays legible."""
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(3.3, 2.5))
     for label, ink, x, y in curves:
         axes.plot(x, y, "o-", ms=4, label=label, color=INKS[ink])
-    axes.set(**axis)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_ylim(ylim)
     axes.legend()
     file, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
@@ -1044,11 +1005,10 @@ def chart(name, curves, **axis):
 
 
 def page(results, names):
-    """The report of results[0], others beside it, as one HTML file that needs no network; evaluate.html is
-    its frame."""
+    """The report of results[0], others beside it: evaluate.html, filled, which needs no network."""
     from jinja2 import Environment
     frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+        sample.with_style("evaluate.html"))
     r, models, groups = results[0], {}, {}
     for name, found in zip(names, results):
         models[name] = found["speed"] | found["diversity"]["generated"] | found["likelihood"] | {

@@ -914,7 +914,7 @@ def load_checkpoint(path: str, device: str | torch.device = "cpu") -> dict:
 
 def load_folder(path: str, device: str | torch.device) -> dict:
     """A checkpoint's model, config and tokenizer from safetensors and JSON."""
-    from safetensors.torch import load_file     # needed here alone
+    from safetensors.torch import load_file  # needed here alone
     with open(f"{path}/config.json", encoding="utf-8") as file:
         described = json.load(file)
     with open(f"{path}/tokenizer.json", encoding="utf-8") as file:

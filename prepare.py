@@ -128,9 +128,9 @@ class Tokenizer:
         """Sequence of ids -> bytes; special tokens yield nothing."""
         return b"".join([self.tokens[i] for i in ids])
 
-    def decode(self, ids):
-        """Sequence of ids -> str, with U+FFFD where they do not make up whole characters."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+    def decode(self, ids, errors="replace"):
+        """Sequence of ids -> str, with U+FFFD (or, to "ignore", nothing) where they make no character."""
+        return self.decode_bytes(ids).decode("utf-8", errors)
 
     def to_dict(self):
         """Everything, ready for JSON; bytes are written as latin-1 strings."""

@@ -82,8 +82,7 @@ def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
 # that training has hardly shown. `texts` puts it back: fixed text comes back as it was given.
 
 def parse_template(template: str) -> list[str | int | None]:
-    """The parts of a template: two or more underscores are a gap, its length in brackets behind it, or
-    None."""
+    """The parts of a template: two or more underscores are a gap, of the length in brackets or of None."""
     parts, end = [], 0
     for gap in re.finditer(r"__+(?:\((\d+)\))?", template):
         parts += [template[end:gap.start()], int(gap[1]) if gap[1] else None]
@@ -92,22 +91,18 @@ def parse_template(template: str) -> list[str | int | None]:
 
 
 def canvas(tokenizer: Tokenizer, parts: list[str | int], config: Config) -> Tensor:
-    """(T,) int64: the tokens of fixed text, and a [MASK] for each token of a gap; ValueError if it has
-    none."""
+    """(T,) int64: the tokens of fixed text, and the [MASK]s of gaps; ValueError for one of no token."""
     ids = itertools.chain(*_tokenize(tokenizer, parts, config.mask_id))
     return torch.tensor(list(ids), dtype=torch.long)
 
 
 def texts(tokenizer: Tokenizer, parts: list[str | int], row: Tensor) -> list[str]:
-    """One str per part of a filled canvas `row` (T,): fixed text exactly as given, a gap as a reader
-    expects it between its neighbours.
-
-    Beside white space, and at either end of the text, a gap loses its own; bytes that do not make up a
-    character are left out, and so are control characters, which could command a terminal.
-    """
+    """One str per part of a filled canvas `row` (T,): fixed text exactly as given; a gap without white space
+    beside other or at an end of the text, without half characters, and without control characters, which
+    could command a terminal."""
     result, start = [], 0
     for part, ids in zip(parts, _tokenize(tokenizer, parts, -1)):
-        filled = tokenizer.decode_bytes(row[start:start + len(ids)].tolist()).decode("utf-8", errors="ignore")
+        filled = tokenizer.decode(row[start:start + len(ids)].tolist(), "ignore")
         result.append(part if isinstance(part, str) else _printable(filled))
         start += len(ids)
     for i, part in enumerate(parts):
@@ -155,9 +150,8 @@ def not_words(tokenizer: Tokenizer) -> Tensor:
 
 def batches(model: DiffusionModel, rows: list[Tensor], seeds: list[int], how: Sampling | None = None,
             bar: tuple[list[Tensor], Tensor] | None = None) -> Iterator[tuple[list[int], Iterator[Step]]]:
-    """Fill 1-d canvases, in order: yield (indices of the rows of a batch, its Steps). `bar` is (one
-    `word_starts` per row, `not_words`). A row's text does not depend on its batch. ValueError as in
-    denoise."""
+    """Fill 1-d canvases, in order: yield (indices of a batch's rows, its Steps). `bar` is (one `word_starts`
+    per row, `not_words`). A row's text does not depend on its batch. ValueError as in denoise."""
     positions, todo = 1024 if model.device.type == "cpu" else 8192, list(range(len(rows)))
     while todo:
         widths = itertools.accumulate((len(rows[i]) for i in todo), max)
@@ -189,21 +183,19 @@ class Job(NamedTuple):
 
 def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list[str | int | None], seed: int,
            how: Sampling) -> Job:
-    """The job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose text is
-    likeliest per token, as the model saw it when it decided. (That of the whole text would favour long gaps,
-    for what the model writes is likelier than what people do.)"""
+    """The job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose tokens were
+    likeliest on average when they were decided. (The whole text's would favour long gaps: what the model
+    writes is likelier than what people do.)"""
     try:
         prompt.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{prompt!r} is not UTF-8 text") from None
-    tries, unknown = [parts], parts.count(None)
-    if unknown:
-        if len(gap_lengths) ** unknown <= TRIES:
-            lengths = itertools.product(gap_lengths, repeat=unknown)
-        else:
-            rng = random.Random(seed)
-            lengths = [rng.choices(gap_lengths, k=unknown) for _ in range(TRIES)]
-        tries = [[next(chosen) if part is None else part for part in parts] for chosen in map(iter, lengths)]
+    unknown = parts.count(None)
+    lengths = itertools.product(gap_lengths, repeat=unknown)
+    if len(gap_lengths) ** unknown > TRIES:
+        rng = random.Random(seed)
+        lengths = [rng.choices(gap_lengths, k=unknown) for _ in range(TRIES)]
+    tries = [[next(chosen) if part is None else part for part in parts] for chosen in map(iter, lengths)]
     jobs = [Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed) for attempt in tries]
     if not unknown:
         return jobs[0]
@@ -224,8 +216,8 @@ def job_batches(model, tokenizer, jobs, how):
 
 def write(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], how: Sampling,
           watch=None) -> Iterator[tuple[int, Tensor, dict]]:
-    """Fill jobs in batches; yield (index, filled row, result as in --output) as they are done. watch(jobs,
-    Step, seconds) sees each step of a batch."""
+    """Fill jobs; yield (index, filled row, result as in --output) as they are done. watch(jobs, Step,
+    seconds) sees each step of a batch."""
     for batch, events in job_batches(model, tokenizer, jobs, how):
         chosen = [jobs[i] for i in batch]
         filled, calls, seconds = [job.row for job in chosen], [0] * len(batch), 0.0
@@ -261,9 +253,8 @@ STYLES = {"given": "bold", "mask": "blue", "new": "bold underline green", "back"
 
 
 def cells(tokenizer: Tokenizer, row: Tensor, step: Step, draft: bool) -> list[Cell]:
-    """The state of a lone canvas `row` (T,) after `step`. A character of several tokens is in the last
-    one's cell. A mask is as long as the draft under it, ▓ ▒ ░ by rising confidence; with `draft` it is the
-    draft."""
+    """The state of a lone canvas `row` (T,) after `step`. A character of several tokens is in the last one's
+    cell. A mask is as long as the draft under it, ▓ ▒ ░ by rising confidence; with `draft` it is that."""
     decoder, hidden, result = codecs.getincrementaldecoder("utf-8")(errors="ignore"), False, []
     mask_id = tokenizer.special["[MASK]"]
     columns = (row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence)
@@ -297,7 +288,7 @@ def painted(shown: list[Cell]):
 
 
 def frame(console, shown: list[Cell], step: Step, seconds: float):
-    """What the terminal shows after a step: as much of the text as fits around its first mask, and a bar."""
+    """What the terminal shows: as much of the text as fits around its first mask, and a bar."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
@@ -317,44 +308,90 @@ def frame(console, shown: list[Cell], step: Step, seconds: float):
     return Group(Text("\n").join(lines[top:top + room]), Text(), *below)
 
 
+def with_style(name: str) -> str:
+    """The text of a page that stands beside this script, page.css in it."""
+    css, page = (Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("page.css", name))
+    return page.replace("/* page.css */\n", css, 1)
+
+
 def save_html(path: str, frames: list[list[Cell]], seconds_per_frame: float):
     """sample.html with `frames`, as JSON, in it: a page that plays them and needs nothing else."""
-    def state(cell):
-        if cell.state == "set" and cell.confidence < 0.3:
-            return "set unsure"
-        return "mask guess" if is_draft(cell) else cell.state
-    data = json.dumps([[(cell.text, state(cell)) for cell in shown] for shown in frames], ensure_ascii=False)
-    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    page = page.replace("INTERVAL", str(int(1000 * seconds_per_frame)))
+    data = json.dumps([[(cell.text, "guess" if is_draft(cell) else cell.state) for cell in shown]
+                       for shown in frames], ensure_ascii=False)
+    page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
     Path(path).write_text(page.replace("FRAMES", data.replace("<", "\\u003c")), encoding="utf-8")
 
 
-def save_gif(path: str, frames: list[list[Cell]], seconds_per_frame: float, columns: int = 72):
-    """The same as a GIF, in the typeface that matplotlib brings."""
+def places(text: str, fonts: list, width: int) -> list[tuple[float, int]]:
+    """(x in pixels, line) of each character of a text, and of its end, broken between words; a font each."""
+    where, x, line = [], 0.0, 0
+    for piece in re.findall(r"\n|\S{1,40}|.", text):
+        font = fonts[len(where)]
+        if piece == "\n":
+            where.append((x, line))
+            x, line = font.size, line + (x > font.size)
+            continue
+        if piece.strip() and x + font.getlength(piece) > width:
+            x, line = 0.0, line + 1
+        where += [(x + font.getlength(piece[:i]), line) for i in range(len(piece))]
+        x += font.getlength(piece)
+    return [*where, (x, line)]
+
+
+def save_gif(file, frames: list[list[Cell]], seconds_per_frame: float):
+    """The same as a GIF, in page.css's light colours and a typeface that matplotlib brings, at a path or in
+    a binary file. As on the page a mask is as wide as the word that will stand there, and what is decided
+    glows and settles. Of a long run not every step is shown."""
     import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
-    from rich.cells import cell_len
-    from rich.console import Console
-    typeface = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf")
-    font, height = ImageFont.truetype(typeface, 16), 24
-    width, console = font.getlength("m"), Console(width=columns, stderr=True)
-    pages = [painted(shown).wrap(console, columns) for shown in frames]
-    size = int(width * columns) + 32, height * max(map(len, pages)) + 32
-    colours = {"blue": "#6d7fb3", "green": "#7dff9a", "red": "#ff8080", "cyan": "#7fc4d0"}
-    images = []
-    for lines in pages:
-        image = Image.new("RGB", size, "#12141c")
+    from PIL import Image, ImageColor, ImageDraw, ImageFont
+    css = re.findall(r"--(\w+): (#\w{6})", with_style("sample.html"))
+    ink = {name: ImageColor.getrgb(hue) for name, hue in css}
+    folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral")
+    upright, italic = (ImageFont.truetype(f"{folder}{style}.ttf", 28, layout_engine=ImageFont.Layout.BASIC)
+                       for style in ("", "Italic"))
+    small, height, margin = upright.font_variant(size=20), 46, 48
+
+    def mix(one, other, share):
+        return tuple(round(a + (b - a) * share) for a, b in zip(ink[one], ink[other]))
+
+    ends = list(itertools.accumulate((len(cell.text) for cell in frames[-1]), initial=0))
+    fonts = [italic if cell.state == "given" else upright for cell in frames[-1] for _ in cell.text]
+    where = places("".join(cell.text for cell in frames[-1]), fonts, 840 - 2 * margin)
+    size = 840, height * (where[-1][1] + 1) + 2 * margin
+    every, glow, images = -(-len(frames) // 130), [0.0] * len(frames[0]), []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([c for name in ("ink", "new", "soft", "dim", "back", "mark") for step in range(16)
+                        for c in mix("paper", name, step / 15)])
+    settled = [[cell._replace(state="set" if cell.state == "new" else cell.state) for cell in frames[-1]]] * 3
+    for step, shown in enumerate(frames + settled):
+        glow = [1.0 if cell.state == "new" else max(0.0, g - 1 / 3) for cell, g in zip(shown, glow)]
+        if step % every and step < len(frames) - 1:
+            continue
+        image = Image.new("RGB", size, ink["paper"])
         pen = ImageDraw.Draw(image)
-        for row, line in enumerate(lines):
-            column = 0
-            for text, style, _ in line.render(console):
-                bold = "#ffffff" if style and style.bold else "#c8ccd8"
-                colour = colours[style.color.name] if style and style.color else bold
-                pen.text((16 + column * width, 16 + row * height), text, colour, font)
-                column += cell_len(text)
-        images.append(image)
+        count = f"step {min(step, len(frames) - 1)} of {len(frames) - 1}"
+        pen.text((840 - margin, size[1] - 18), count, ink["dim"], small, "rs")
+        for i, cell in enumerate(shown):
+            body, last = cell.text.strip(), frames[-1][i].text
+            x, line = where[ends[i] + len(last) - len(last.lstrip())]
+            font = italic if cell.state == "given" or is_draft(cell) else upright
+            x, base, room = x + margin, margin + height * line + 30, font.getlength(last.strip())
+            if cell.state == "mask" and not is_draft(cell):
+                if room > 3:
+                    pen.rectangle((x + 1, base - 8, x + room - 2, base - 7), ink["mark"])
+                continue
+            fit = room / max(1.0, font.getlength(body))
+            if fit < 1:
+                font = font.font_variant(size=max(1, int(28 * fit)))
+            hue = {"given": "soft", "mask": "dim", "back": "back"}.get(cell.state)
+            if glow[i] and room:
+                pen.rectangle((x - 1, base - 26, x + room, base + 9), mix("paper", "new", 0.17 * glow[i]))
+            pen.text((x, base), body, ink[hue] if hue else mix("ink", "new", glow[i]), font, "ls")
+            if cell.state == "back":
+                pen.line((x, base - 8, x + room, base - 8), ink["back"], 2)
+        images.append(image.quantize(palette=palette, dither=Image.Dither.NONE))
     times = [int(1000 * seconds_per_frame)] * (len(images) - 1) + [4000]
-    images[0].save(path, save_all=True, append_images=images[1:], loop=0, duration=times)
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], loop=0, duration=times)
 
 
 # ---- the terminal
@@ -501,8 +538,7 @@ SETTABLE = (*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed
 
 
 def parts_of(text: str, knobs: dict, gaps: bool) -> list[str | int | None]:
-    """What is to be written for a text: its gaps, if `gaps` and it has any, else what follows up to the
-    suffix."""
+    """What is to be written for a text: its gaps, if `gaps`, or what follows up to the suffix."""
     parts, after = parse_template(text), knobs["suffix"]
     if gaps and any(not isinstance(part, str) for part in parts):
         return parts
@@ -564,10 +600,8 @@ def command(line, model, tokenizer, knobs, past: list[tuple[Job, Tensor, dict]])
         raise ValueError("there is no text yet")
     if name == "/help":
         say(HELP)
-    elif name == "/set":
-        say(change(knobs, *argument.partition(" ")[::2]))
-    elif name == "/seed":
-        say(change(knobs, "seed", argument))
+    elif name in ("/set", "/seed"):
+        say(change(knobs, *(("seed", argument) if name == "/seed" else argument.partition(" ")[::2])))
     elif name == "/show":
         say("\n".join(f"  {key} = {(knobs | knobs['sampling'])[key]!r}" for key in SETTABLE))
         if past:
@@ -576,10 +610,7 @@ def command(line, model, tokenizer, knobs, past: list[tuple[Job, Tensor, dict]])
             say("  " + " ".join(f"{n}:{word!r}" for n, word in enumerate(words, 1)))
     elif name == "/undo":
         past.pop()
-        if past:
-            show(past[-1][0], past[-1][2]["text"])
-        else:
-            say("no text is left")
+        show(past[-1][0], past[-1][2]["text"]) if past else say("no text is left")
     elif name == "/save":
         say(save(argument, past[-1][2]))
     elif name == "/again":

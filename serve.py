@@ -5,11 +5,12 @@
 
 serve.html is the page, page.css its type and colours. It asks /api/model and /api/vocabulary once, then
 speaks JSON over the WebSocket at /ws: sends `generate` and `cancel`, gets `start`, a `step` for each call of
-the network, and `done`, or `error` or `busy`.
+the network, and `done`, or `error` or `busy`; sends a text as `gif`, and gets its picture.
 """
 import base64
 import contextlib
 import hashlib
+import io
 import ipaddress
 import json
 import logging
@@ -58,11 +59,11 @@ AROUND = 24                 # tokens of the book shown on either side of such a 
 ADAPTED = 0.2               # share of a text that is taken back where it is to adapt to a word
 
 
-# ---- what a client may ask for -------------------------------------------------------------------
+# ---- what a client may ask for
 
 def settings_allowed(config: Config) -> dict[str, dict]:
     """{key: what it may be}: numbers with `min` and `max`, names with `choices`; `default` None is off."""
-    usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)            # a prompt fits beside it
+    usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)  # a prompt fits beside it
     narrower = {"steps": {"max": 256}, "temperature": {"max": 2}, "top_k": {"max": config.n_text},
                 "top_p": {"min": 0.01}, "repetition_penalty": {"min": 1, "max": 2}, "remask": {"max": 0.9},
                 "entropy_bound": {"max": 100}, "block_size": {"max": config.block_size}}
@@ -71,21 +72,18 @@ def settings_allowed(config: Config) -> dict[str, dict]:
         rule = {"choices": f.metadata["choices"]} if f.metadata["choices"] else {
             "type": "int" if "int" in str(f.type) else "float", **{k: f.metadata[k] for k in ("min", "max")}}
         allowed[f.name] = rule | narrower.get(f.name, {}) | {"default": f.default}
-    allowed["seed"] = {"type": "int", "min": 0, "max": 2**53 - 1, "default": None}    # JavaScript's
+    allowed["seed"] = {"type": "int", "min": 0, "max": 2**53 - 1, "default": None}  # JavaScript's
     return allowed
 
 
 def read_message(text: str | bytes) -> dict:
-    """A client's message -> dict with a `type`. ValueError says what is wrong, as in all that follows."""
-    def refuse(constant):
-        raise ValueError(f"{constant} is not a number")
-
+    """A client's message -> dict with a `type`. Here and below, ValueError says what is wrong."""
     try:
-        message = json.loads(text, parse_constant=refuse)
+        message = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {str(error)[:80]}") from error
-    if not isinstance(message, dict) or message.get("type") not in ("generate", "cancel"):
-        raise ValueError('a message is an object whose type is "generate" or "cancel"')
+        raise ValueError("not JSON") from error
+    if not isinstance(message, dict) or message.get("type") not in ("generate", "cancel", "gif"):
+        raise ValueError("a message is an object of type generate, cancel or gif")
     if message["type"] == "cancel" and len(message) > 1:
         raise ValueError("cancel takes nothing else")
     return message
@@ -104,7 +102,7 @@ def checked_settings(message: dict, allowed: dict[str, dict]) -> dict:
             if value not in rule["choices"]:
                 raise ValueError(f"{key} is one of {', '.join(rule['choices'])}")
         elif value is not None or rule["default"] is not None:
-            whole, low, high = rule["type"] == "int", rule["min"], rule["max"]     # type(): no bools
+            whole, low, high = rule["type"] == "int", rule["min"], rule["max"]  # type(): no bools
             if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
                 raise ValueError(f"{key} is a {'whole ' * whole}number from {low} to {high}")
     if settings["seed"] is None:
@@ -139,14 +137,14 @@ def checked_row(message: dict, settings: dict, tokenizer: Tokenizer, config: Con
 
 def checked_ids(message: dict, key: str, end: int) -> list[int]:
     """The list of whole numbers below `end` under `key`."""
-    ids = message[key]
+    ids = message.get(key)
     whole = isinstance(ids, list) and all(type(i) is int and 0 <= i < end for i in ids)
     if not whole or not 1 <= len(ids) <= longest:
         raise ValueError(f"{key} is a list of 1 to {longest} whole numbers below {end}")
     return ids
 
 
-# ---- what it gets --------------------------------------------------------------------------------
+# ---- what it gets
 
 @torch.no_grad()
 def doubtful(model: DiffusionModel, row: Tensor, positions: list[int]) -> list[int]:
@@ -214,20 +212,20 @@ class Book:
             runs.append({"start": start, "end": end, "before": self._text(max(0, found - AROUND), found),
                          "copied": self._text(found, stop), "after": self._text(stop, stop + AROUND),
                          "at": round(found / len(self.ids), 4)})
-            start = end - COPIED + 1                        # the next one may begin inside this one
+            start = end - COPIED + 1  # the next one may begin inside this one
         return runs
 
     def _text(self, start, end):
-        return self.tokenizer.decode_bytes(map(ord, self.ids[start:end])).decode("utf-8", errors="ignore")
+        return self.tokenizer.decode(map(ord, self.ids[start:end]), "ignore")
 
 
 def openings(text: str, segments: list[str]) -> tuple[list[str], str]:
-    """Beginnings of held-out sentences: the model has not read how they go on. And a passage to look at."""
+    """Beginnings of held-out sentences, whose end the model has not read, and a passage to look at."""
     spans = [s for s in map(json.loads, segments) if s["split"] == "test"]
     spans = [s for s in spans if 60 < s["end"] - s["start"] < 300]
-    chosen = [text[s["start"]:s["end"]].split() for s in spans[::max(1, len(spans) // 4)][:4]]
+    chosen = [" ".join(text[s["start"]:s["end"]].split()[:6]) for s in spans[::max(1, len(spans) // 4)][:4]]
     passage = text[spans[0]["start"]:][:420].split()[:-1] if spans else []
-    return [" ".join(words[:6]) for words in chosen], " ".join(passage)
+    return chosen, " ".join(passage)
 
 
 def dashboard(model: DiffusionModel, tokenizer: Tokenizer, saved: dict, book: Book, allowed: dict) -> dict:
@@ -241,7 +239,7 @@ def dashboard(model: DiffusionModel, tokenizer: Tokenizer, saved: dict, book: Bo
             "settings": allowed, "copied": COPIED, "race": bool(race)}
 
 
-# ---- one text at a time --------------------------------------------------------------------------
+# ---- one text at a time
 
 def send(ws, **message):
     ws.send(json.dumps(message, ensure_ascii=False, separators=(",", ":")))
@@ -250,13 +248,13 @@ def send(ws, **message):
 def receive(ws, recent: deque, wait: bool = True) -> dict | None:
     """The next well-formed message, None if there is none now; a malformed one is answered."""
     while True:
-        text = ws.receive(timeout=1 if wait else 0)         # for ever would miss some of the ways it ends
-        if text is None and not ws.thread.is_alive():
-            raise ConnectionClosed()
-        if text is None and not wait:
-            return None
+        text = ws.receive(timeout=1 if wait else 0)  # for ever would miss some of the ways it ends
         if text is None:
-            continue
+            if not ws.thread.is_alive():
+                raise ConnectionClosed()
+            if wait:
+                continue
+            return None
         recent.append(time.monotonic())
         if len(recent) == MESSAGES_PER_SECOND and recent[-1] - recent[0] < 1:
             ws.close(1008, "too many messages")
@@ -268,12 +266,11 @@ def receive(ws, recent: deque, wait: bool = True) -> dict | None:
 
 
 class Writer:
-    """The model, and the twin it may race, which one generation at a time may use."""
+    """The model, and the twin it may race, for one client at a time."""
 
     def __init__(self, model: DiffusionModel, twin: DiffusionModel | None, tokenizer: Tokenizer, book: Book):
         self.model, self.twin, self.tokenizer, self.book = model, twin, tokenizer, book
-        self.allowed = settings_allowed(model.config)
-        self.words = sample.not_words(tokenizer)
+        self.allowed, self.words = settings_allowed(model.config), sample.not_words(tokenizer)
         self.in_use, self.connections = threading.Lock(), threading.BoundedSemaphore(CONNECTIONS)
 
     def talk(self, ws):
@@ -281,45 +278,62 @@ class Writer:
         if not self.connections.acquire(blocking=False):
             return ws.close(1013, "too many connections")
         recent = deque(maxlen=MESSAGES_PER_SECOND)
-        # Who stops reading would hold the model for ever. Windows counts milliseconds, others take a timeval.
+        # who stops reading would hold the model; Windows counts milliseconds, others take a timeval
         patience = PATIENCE * 1000 if os.name == "nt" else struct.pack("ll", PATIENCE, 0)
         ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         try:
-            while True:
-                if (message := receive(ws, recent))["type"] == "generate":
-                    self.generate(ws, recent, message)
-        except OSError as error:                            # it went without saying so
+            while message := receive(ws, recent):
+                if message["type"] != "cancel":
+                    self.answer(ws, recent, message)
+        except OSError as error:  # it went without saying so
             raise ConnectionClosed() from error
         finally:
             self.connections.release()
 
-    def generate(self, ws, recent, message):
-        """Answer a `generate`: busy, error, or start, step after step, and done."""
+    def checked(self, message):
+        """What `draw` or `write` takes."""
+        model = self.model
+        if message["type"] == "gif":
+            row = checked_ids(message, "tokens", model.config.mask_id + 1)
+            return torch.tensor([*zip(row, checked_ids(message, "when", 1000))]).T
+        settings = checked_settings(message, self.allowed)
+        if "twin" in message and not (model := message["twin"] is True and self.twin):
+            raise ValueError("twin is true, and serve.py started with --race")
+        row, parts = checked_row(message, settings, self.tokenizer, model.config)
+        adapt = checked_ids(message, "adapt", len(row)) if "adapt" in message else []
+        return model, settings, row, parts, adapt
+
+    def answer(self, ws, recent, message):
+        """busy, error, the `gif` asked for, or start, step after step, and done."""
         try:
-            settings, model = checked_settings(message, self.allowed), self.model
-            if "twin" in message:
-                model = self.twin if message["twin"] is True else None
-            if model is None:
-                raise ValueError("twin is true, and serve.py started with --race")
-            row, parts = checked_row(message, settings, self.tokenizer, model.config)
-            adapt = checked_ids(message, "adapt", len(row)) if "adapt" in message else []
+            work, given = (self.draw if message["type"] == "gif" else self.write), self.checked(message)
         except ValueError as error:
             return send(ws, type="error", message=str(error))
         if not self.in_use.acquire(blocking=False):
             return send(ws, type="busy", message="the model writes for someone else: try again in a moment")
         try:
-            row[doubtful(model, row, adapt)] = model.config.mask_id
-            self.write(ws, recent, model, settings, row, parts)
-        except ConnectionClosed:                            # a RuntimeError too
+            work(ws, recent, *given)
+        except ConnectionClosed:  # a RuntimeError too
             raise
-        except RuntimeError as error:                       # out of memory, most likely
-            logging.getLogger(__name__).exception("the model failed")
+        except RuntimeError as error:  # out of memory, most likely
+            logging.exception("the model failed")
             send(ws, type="error", message=f"the model failed: {str(error).splitlines()[0][:200]}")
         finally:
             self.in_use.release()
 
-    def write(self, ws, recent, model, settings, row, parts):
+    def draw(self, ws, _, row, when):
+        """Send a GIF by sample.py: `when` is the step that decided each token of row for good, 0 if given."""
+        mask, none, frames, file = self.model.config.mask_id, torch.zeros(1, len(row)), [], io.BytesIO()
+        for k in range(int(when.max()) + 1):
+            tokens = row.masked_fill(when > k, mask)[None]
+            step = Step(k, 0, tokens, (when == k)[None], none, row[None], none, none, none)
+            frames.append(sample.cells(self.tokenizer, row.masked_fill(when > 0, mask), step, draft=False))
+        sample.save_gif(file, frames, 0.2)
+        send(ws, type="gif", data=base64.b64encode(file.getvalue()).decode())
+
+    def write(self, ws, recent, model, settings, row, parts, adapt):
         """Send every step as it comes. After each, look for `cancel`."""
+        row[doubtful(model, row, adapt)] = model.config.mask_id
         seed, how = settings["seed"], Sampling(**{f.name: settings[f.name] for f in fields(Sampling)})
         send(ws, type="start", tokens=row.tolist(), seed=seed, settings=settings)
         bar = (sample.word_starts(self.tokenizer, parts)[None], self.words) if parts else None
@@ -328,20 +342,21 @@ class Writer:
             for step in stream:
                 tokens, steps, seconds = step.tokens, step.step, time.perf_counter() - begun
                 send(ws, **step_message(step, seconds))
-                while (asked := receive(ws, recent, wait=False)) is not None:
-                    cancelled = cancelled or asked["type"] == "cancel"
-                    if asked["type"] == "generate":
+                while asked := receive(ws, recent, wait=False):
+                    if asked["type"] == "cancel":
+                        cancelled = True
+                    else:
                         send(ws, type="busy", message="one text at a time: cancel this one first")
                 if cancelled:
                     break
         ids = tokens[0].tolist()
-        text = ("".join(sample.texts(self.tokenizer, parts, tokens[0])) if parts
-                else self.tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore"))
-        send(ws, type="done", tokens=ids, text=text, seed=seed, steps=steps, seconds=round(seconds, 4),
-             cancelled=cancelled, copies=self.book.copies(ids))
+        pieces = (sample.texts(self.tokenizer, parts, tokens[0]) if parts
+                  else self.tokenizer.decode(ids, "ignore"))
+        send(ws, type="done", tokens=ids, text="".join(pieces), seed=seed, steps=steps,
+             seconds=round(seconds, 4), cancelled=cancelled, copies=self.book.copies(ids))
 
 
-# ---- the server ----------------------------------------------------------------------------------
+# ---- the server
 
 def is_served(name: str, port: int, host: str) -> bool:
     """Whether name, of a Host header or an Origin, is this server's: "127.0.0.1:5000", say.
@@ -368,9 +383,7 @@ def outer_addresses(text: str) -> list[str]:
 
 def page_and_policy() -> tuple[str, str]:
     """serve.html with its style sheet, and the policy that lets a browser run this and nothing else."""
-    files = [Path(__file__).with_name(name) for name in ("page.css", "serve.html")]
-    css, page = (file.read_text(encoding="utf-8") for file in files)
-    page = page.replace("/* page.css */\n", css, 1)
+    page = sample.with_style("serve.html")
 
     def digest(tag):
         inline = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.S)[1]
@@ -382,16 +395,16 @@ def page_and_policy() -> tuple[str, str]:
 
 
 def create_app(writer: Writer, about: dict, host: str, port: int, outer: list[str]) -> Flask:
-    """The Flask app: the page, two JSON documents and the WebSocket."""
+    """The page, two JSON documents and the WebSocket."""
     app = Flask(__name__, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MESSAGE_BYTES,
                       SOCK_SERVER_OPTIONS={"max_message_size": MESSAGE_BYTES, "ping_interval": PATIENCE})
     page, policy = page_and_policy()
-    tokens = writer.tokenizer.to_dict()["tokens"]                                  # bytes as latin-1
+    tokens = writer.tokenizer.to_dict()["tokens"]  # bytes as latin-1
 
     @app.before_request
     def only_from_here():
-        # Browsers send Origin with every WebSocket; a script may leave it out, and the port of Host.
+        # browsers send Origin with every WebSocket; a script may leave it out, and Host's port
         name, site = request.host.lower(), request.headers.get("Origin", "").lower()
         known = any(is_served(n, port, host) for n in (name, f"{name}:{port}"))
         own = site.startswith("http://") and is_served(site.removeprefix("http://"), port, host)
@@ -418,8 +431,9 @@ def create_app(writer: Writer, about: dict, host: str, port: int, outer: list[st
 
 def listen() -> socket.socket:
     """The socket that --host and --port name."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         taken = " (on a Mac, perhaps by AirPlay Receiver)" * (port == 5000)
         fail(f"cannot listen at {host}:{port}: {error.strerror or error}{taken}; choose another with --port=")
@@ -428,21 +442,21 @@ def listen() -> socket.socket:
 def main():
     configure(globals())
     outer, twin = outer_addresses(origin), None
-    model, tokenizer, saved = sample.load(checkpoint or os.path.join(out_dir, "best.pt"), device)
+    model, tokenizer, saved = sample.load(checkpoint or f"{out_dir}/best.pt", device)
     if race:
-        twin, other, _ = sample.load(race if race.endswith(".pt") else os.path.join(race, "best.pt"), device)
+        twin, other, _ = sample.load(race if race.endswith(".pt") else f"{race}/best.pt", device)
         if other.tokens != tokenizer.tokens:
             fail("--race wants a model of the same tokens: prepare the book once, then train both")
     listening = listen()
     address, actual = (f"[{host}]" if ":" in host else host), listening.getsockname()[1]
-    for _ in denoise(model, sample.canvas(tokenizer, ["a", 1], model.config)[None], [0], Sampling(steps=1)):
-        pass                                                # libraries load before the first reader comes
+    # libraries load before the first reader comes
+    sample.generate(model, [sample.canvas(tokenizer, ["a", 1], model.config)], [0], Sampling(steps=1))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     book = Book(saved.get("training", {}).get("dataset"), tokenizer)
     writer = Writer(model, twin, tokenizer, book)
     about = dashboard(model, tokenizer, saved, book, writer.allowed)
-    app = create_app(writer, about, host, actual, outer)
-    server = make_server(host, actual, app, threaded=True, fd=listening.fileno())
+    server = make_server(host, actual, create_app(writer, about, host, actual, outer), threaded=True,
+                         fd=listening.fileno())
     if host not in LOCAL:
         print(f"warning: who can reach {host} can now use the model; there is no password", file=sys.stderr)
     print(f"http://{address}:{actual}", flush=True)

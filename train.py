@@ -850,7 +850,8 @@ class Display:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
         left = TimeRemainingColumn(elapsed_when_finished=True)
-        self.bar = Progress(BarColumn(16), MofNCompleteColumn(), left, text, expand=True,
+        bar = [BarColumn(16)] if self.console.width >= 80 else []       # the loss and the bound come first
+        self.bar = Progress(*bar, MofNCompleteColumn(), left, text, expand=True,
                             console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=total, completed=done)
         self.bar.start()
@@ -860,7 +861,7 @@ class Display:
         p = run.progress
         known = "" if math.isnan(p.bound) else f"bound {p.bound:.3f} "
         left = p.seconds / p.stage_step * (run.plan[p.stage].steps - p.stage_step)
-        text = (f"{stages[p.stage]['name']} epoch {line['epoch']:.1f} loss {line['loss']:.3f} {known}"
+        text = (f"loss {line['loss']:.3f} {known}{stages[p.stage]['name']} epoch {line['epoch']:.1f} "
                 f"rate {line['mask_rate']:.2f} {line['tokens_per_second']:,.0f} tok/s, "
                 f"{left / 60:.0f} min left in the stage")
         self.bar.update(self.task, completed=p.step, description=text)

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
-from test_serve import prepared, serving
+from test_serve import ROOT, prepared, serving
 
 from model import Config, DiffusionModel, checkpoint_of, draw_masks, save_checkpoint, weighted_loss
 from prepare import Tokenizer
@@ -19,6 +21,7 @@ from prepare import Tokenizer
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 AXE = Path(os.environ.get("AXE", Path(__file__).parent.parent / "node_modules/axe-core/axe.min.js"))
+VIOLATIONS = "axe.run().then(found => found.violations.map(v => [v.id, v.nodes.map(node => node.target.join(' '))]))"
 expect.set_options(timeout=20_000)                # a busy machine is no fault of the page
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
 
@@ -609,6 +612,7 @@ def test_keyboard_alone(visit):
     assert step(page) == 0
     press("]")
     assert page.locator("#speed").input_value() == "8"
+    expect(page.locator("#save-text")).to_be_enabled()                                       # the server has finished
     press("End")
     finished(page)
     page.locator("#text").focus()
@@ -686,12 +690,52 @@ def test_it_fits_and_looks(visit, width, scheme):
 def test_axe_finds_nothing(visit, width, scheme):
     page = visit(width=width, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
     page.evaluate(AXE.read_text(encoding="utf-8"))
-    violations = "axe.run().then(found => found.violations.map(v => [v.id, v.nodes.map(node => node.target.join(' '))]))"
-    assert page.evaluate(violations) == []
+    assert page.evaluate(VIOLATIONS) == []
     write(page, seed=3, remask=0.1)
     for state in ("goTo(9)", "goTo(last())", "$('text').classList.add('when')", "aboutCell(page.cells[9].from)", "$('help').showModal()"):
         page.evaluate(state)
-        assert page.evaluate(violations) == [], state
+        assert page.evaluate(VIOLATIONS) == [], state
+
+
+@pytest.fixture(scope="module")
+def beside(folder):
+    """What the other scripts make for a browser: the folder of evaluation.html and animation.html."""
+    for script, *arguments in (["evaluate.py", "--points=10", "--n_prompts=4", "--max_tokens=60"],
+                               ["sample.py", "The keeper", "--max_tokens=40", "--steps=12", "--remask=0.1", "--save_animation=out/animation.html"]):
+        subprocess.run([sys.executable, ROOT / script, "--checkpoint=out/read.pt", "--device=cpu", *arguments], cwd=folder, check=True, capture_output=True, timeout=300)
+    return folder / "out"
+
+
+CONTRASTS = """() => {
+    const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const paper = light(getComputedStyle(document.querySelector(".leaf")).backgroundColor);
+    const contrast = colour => Math.max(light(colour) + 0.05, paper + 0.05) / Math.min(light(colour) + 0.05, paper + 0.05);
+    const each = (what, key) => [...document.querySelectorAll(what)].map(e => getComputedStyle(e)[key]).filter(c => c.startsWith("rgb")).map(contrast);
+    return [each("svg text", "fill"), [...each("svg path", "stroke"), ...each(".dots i", "color"), ...each("dd", "backgroundColor")]];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("name", ["evaluation", "animation"])
+def test_report_and_animation_are_of_one_kind_with_the_page(browser, beside, name, scheme):
+    text = (beside / f"{name}.html").read_text(encoding="utf-8")
+    before, css, own = text.partition((ROOT / "page.css").read_text(encoding="utf-8"))
+    assert css and not re.search(r"prefers-color-scheme|\bfont: [^;]*px|Georgia", own)          # nothing that page.css says is said again
+    with contextlib.closing(browser.new_context(color_scheme=scheme, reduced_motion="reduce", viewport={"width": 360, "height": 740}, offline=True)) as context:
+        page = context.new_page()
+        page.goto((beside / f"{name}.html").as_uri())
+        if name == "animation":
+            page.locator("#at").fill("6")
+            assert page.locator("#text .mark").count() > 5 and page.locator("#text .new").count() and page.locator("#text").inner_text().startswith("The keeper")
+        else:
+            words, marks = page.evaluate(CONTRASTS)
+            assert len(words) > 20 and min(words) >= 4.5 and len(marks) > 20 and min(marks) >= 3
+        page.screenshot(path=SCREENSHOTS / f"{name}_{scheme}.png", full_page=True)
+        assert page.locator("main").count() == 1 and page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        if AXE.exists():
+            page.evaluate(AXE.read_text(encoding="utf-8"))
+            assert page.evaluate(VIOLATIONS) == []
 
 
 def test_what_is_saved(visit, browser, tmp_path):
@@ -712,6 +756,8 @@ def test_what_is_saved(visit, browser, tmp_path):
     assert len(saved["steps"]) == 6 and saved["done"]["text"].startswith("He said: </script><b>") and saved["start"]["settings"]["steps"] == 6
     page.locator("#scrub").fill("3")
     half = text(page)
+    with Image.open(save("#save-gif")) as gif:
+        assert gif.format == "GIF" and gif.n_frames == 7 + 3 and gif.width == 840
     replay = save("#save-replay")
     with contextlib.closing(browser.new_context(offline=True)) as context:
         alone, wrong = context.new_page(), []
@@ -721,7 +767,7 @@ def test_what_is_saved(visit, browser, tmp_path):
         alone.goto(replay.as_uri())
         finished(alone)
         assert re.sub(r"[\s¶◌]", "", text(alone)) == shown and not alone.locator("#generate").is_visible()
-        for useless in ("#prompt", "#hint", "#save-replay", "#settings", "#rest"):
+        for useless in ("#prompt", "#hint", "#save-gif", "#save-replay", "#settings", "#rest"):
             assert not alone.locator(useless).is_visible(), useless
         alone.locator("#text .settled:not(:empty, .break)").first.click()
         assert alone.locator("#pop .choice").count() and not alone.locator("#pop button").count()

@@ -302,7 +302,7 @@ def prepared(tmp_path_factory):
     """The repository's book, prepared; in out/ a diffusion model that has hardly begun to learn a passage of its training text, in twin/ a causal
     one that knows it by heart."""
     folder = tmp_path_factory.mktemp("evaluate")
-    run(folder, ROOT / "book.txt", script="prepare.py")
+    run(folder, ROOT / "book.txt", "--title=The Keeper & the Light", script="prepare.py")
     data = folder / "data/book"
     ids, tokenizer = stream(data, "stage3_train"), Tokenizer.load(data / "tokenizer.json")
     begin = ids.index(tokenizer.tokens.index(b"\n\n"), 2000) + 1
@@ -339,8 +339,9 @@ def test_the_whole_evaluation_twice_with_the_contracts_keys(prepared, capsys):
     assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', page)  # one file that needs no network
     cells = re.findall(r"<tr><td data-label=\"Measure\">(.*?)</td>", page)
     assert page.count("<main>") == 1 and page.index("<main>") < page.index("<h1>") and page.rindex("</p>") < page.index("</main>")
-    assert len(cells) > 30 and all(re.search(r'<span class="unit">[^<]+</span>', cell) for cell in cells)       # every row says its unit
+    assert len(cells) > 30 and all(re.search(r'<span class="note">[^<]+</span>', cell) for cell in cells)       # every row says its unit
     assert all(re.search("[↑↓↔]", cell) for cell in cells if "Text looked at" not in cell)                      # and which way is better
+    assert first["book"] == "book" and first["title"] == "The Keeper & the Light" and page.count("A model of The Keeper &amp; the Light, measured</") == 2
     assert all(title in page for title in ("What is good", "What is not", "What to try next"))
 
 

@@ -1,5 +1,6 @@
 """What a reader has to take in: no line too wide, no function too long, the loop and the sampler on one screen."""
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,20 @@ def test_the_step_the_loop_and_the_samplers_fit_a_screen():
     train, model = functions(ROOT / "train.py"), functions(ROOT / "model.py")
     assert train["train"] <= 60 and train["step"] <= 40 and train["main"] <= 20
     assert model["plain_denoise"] <= 30 and model["denoise"] <= 40 and model["draw_masks"] <= 25
+
+
+def test_the_page_is_what_the_map_at_its_head_says():
+    page = (ROOT / "serve.html").read_text(encoding="utf-8")
+    style, body, script = (" ".join(part.split()) for part in re.search(r"Style: (.*?)\.\nBody: (.*?)\.\nScript: (.*?)\. -->", page, re.S).groups())
+    assert style.split("; ") == re.findall(r"^/\* ---- ([\w ]*\w)", page, re.M) and script.split("; ") == re.findall(r"^// ---- ([\w ]*\w)", page, re.M)
+    places = [page.index(f'id="{name}"') for name in re.findall(r"#(\w+)", body)]
+    assert len(places) == 10 and places == sorted(places)
+    begun = re.findall(r"^(?:async )?function .*?^}", page, re.M | re.S)
+    assert len(begun) > 70 and max(function.count("\n") + 1 for function in begun) <= LENGTH
+
+
+def test_the_readme_names_what_the_page_can_be_started_with():
+    assert all(f"`--{knob}=" in (ROOT / "README.md").read_text(encoding="utf-8") for knob in ("origin", "race"))
 
 
 def test_arrows_run_one_way():

@@ -18,6 +18,7 @@ import termios
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -590,12 +591,32 @@ def test_animations_are_saved(folder, run):
         for i in range(frames):
             gif.seek(i)
             durations.append(gif.info["duration"])
-    assert status == 0 and frames == 5 and durations[-1] == 4000 and max(durations[:-1]) == 200
+    assert status == 0 and frames == 5 + 3 and durations[-1] == 4000 and max(durations[:-1]) == 200
     status, out, _ = run("The keeper", "--max_tokens=10", "--steps=4", "--save_animation=a.html")
     page = (folder / "a.html").read_text(encoding="utf-8")
     frames = json.loads(re.search(r'id="frames">(.*?)</script>', page)[1])
     assert status == 0 and len(frames) == 5 and "INTERVAL" not in page
     assert "".join(cell for cell, _ in frames[-1]).strip() == out.strip()
+
+
+def test_the_gif_looks_like_the_page(folder, run):
+    from PIL import Image, ImageColor
+    css = (ROOT / "page.css").read_text(encoding="utf-8")
+    paper, mark, fresh = (ImageColor.getrgb(re.findall(rf"--{name}: (#\w+)", css)[-1]) for name in ("paper", "mark", "new"))
+    run("The keeper", "--max_tokens=100", "--steps=20", "--save_animation=b.gif")
+    pictures = []
+    with Image.open(folder / "b.gif") as gif:
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            pictures.append(gif.convert("RGB"))
+    colours = [dict((colour, n) for n, colour in picture.getcolors(10**6)) for picture in pictures]
+    assert all(max(found, key=found.get) == paper for found in colours) and (folder / "b.gif").stat().st_size < 10**6
+    assert all(fresh in found for found in colours[1:-3]) and fresh not in colours[0].keys() | colours[-1].keys()      # what is decided glows, and all has settled in the end
+    assert colours[0][mark] > 1000 > colours[-6].get(mark, 0) and mark not in colours[-1]
+    rows = np.array(pictures[0]) == mark
+    assert np.diff(rows.all(2).astype(int), axis=1).clip(0).sum() / 2 > 80                   # 2 px high; a hundred masks, apart
+    corners = [picture.crop((620, picture.height - 40, 840, picture.height)).tobytes() for picture in pictures]
+    assert len(set(corners)) == len(pictures) - 3                                                           # a counter of steps
 
 
 def test_a_recording_of_the_animation(folder):

@@ -1,6 +1,7 @@
 """serve.py as its clients meet it: a real server in a process of its own, real HTTP, real WebSockets."""
 import contextlib
 import http.client
+import io
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from PIL import Image
 from simple_websocket import Client, ConnectionClosed
 from simple_websocket import ConnectionError as Refused
 
@@ -210,6 +212,22 @@ def test_a_branch_changes_only_what_was_masked(url, loaded):
     assert tokens[:4] + tokens[7:] == row[:4] + row[7:] and all(token < model.config.n_text for token in tokens)
     heard = generate(url, tokens=row)
     assert [m["type"] for m in heard] == ["start", "done"] and heard[-1]["tokens"] == row
+
+
+def test_a_replay_is_drawn(url, loaded):
+    model, tokenizer, _ = loaded
+    start, *steps, done = generate(url, prompt="The keeper", max_tokens=12, steps=6, remask=0.2, seed=2)
+    decided = {look["position"]: step["step"] for step in steps for look in step["revealed"]}
+    message = {"tokens": done["tokens"], "when": [decided.get(i, 0) for i in range(len(done["tokens"]))]}
+    with connected(url) as client:
+        client.send(json.dumps({"type": "gif", **message}))
+        with Image.open(io.BytesIO(b64decode(hear(client)["data"]))) as gif:
+            assert gif.n_frames == 1 + 6 + 3
+        for wrong in ({}, {"tokens": [1]}, {"tokens": [1], "when": 3}, {"tokens": [1], "when": [-1]}, {"tokens": [1], "when": [1000]},
+                      {"tokens": [model.config.vocab_size], "when": [1]}, {"tokens": [[1]], "when": [1]}, {"tokens": [1] * 1025, "when": [1] * 1025}):
+            client.send(json.dumps({"type": "gif", **wrong}))
+            assert hear(client)["type"] == "error", wrong
+    assert answers(url)
 
 
 def test_what_has_become_least_likely_is_taken_back(url, loaded, folder):

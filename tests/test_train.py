@@ -1,16 +1,21 @@
 """Training as its user runs it: real processes on a real book, tiny models."""
+import contextlib
 import copy
+import fcntl
 import json
 import multiprocessing
 import os
+import pty
 import random
 import re
 import resource
 import runpy
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -66,6 +71,27 @@ def folder(prepared, tmp_path):
 
 def log_of(folder, out="out"):
     return [json.loads(line) for line in (folder / out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("columns", [50, 100])
+def test_the_bar_shows_loss_and_bound_whole(folder, columns):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
+    program = subprocess.Popen([sys.executable, str(ROOT / "train.py"), str(ROOT / QUICK[0]), *QUICK[1:], "--eval_interval=5"], cwd=folder, stdin=theirs, stderr=theirs,
+                               stdout=subprocess.DEVNULL, env={key: value for key, value in ENV.items() if key not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm-256color"})
+    os.close(theirs)
+    received = b""
+    with contextlib.suppress(OSError):                               # the other side is gone
+        while chunk := os.read(ours, 65536):
+            received += chunk
+    os.close(ours)
+    assert program.wait() == 0
+    lines = re.split(r"\x1b\[2K|[\r\n]+", re.sub(r"\x1b\[[?\d;]*[mhlA]", "", received.decode()))
+    bars = [line for line in lines if re.search(r"\d/\d+ .*loss", line)]
+    losses, bounds = ({f"{line[key]:.3f}" for line in log_of(folder) if key in line} for key in ("loss", "val_bits_per_byte"))
+    assert len(bars) > 5 and max(map(len, bars)) <= columns
+    assert {re.search(r"loss (\d+\.\d{3}) ", line)[1] for line in bars} <= losses and re.search(r"bound (\d\.\d{3}) ", bars[-1])[1] in bounds
+    assert ("━" in bars[-1]) == (columns == 100)
 
 
 def test_the_whole_path_in_half_a_minute(folder):
