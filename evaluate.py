@@ -8,6 +8,7 @@
 Every draw comes from --seed, so the same evaluation on the same machine gives the same numbers, times and
 memory excepted. What cannot be measured is null in the file, with the reason in its `notes`.
 """
+import base64
 import bz2
 import hashlib
 import io
@@ -1017,9 +1018,11 @@ def page(results, names):
             "copied_share": found["memorization"]["generated"]["copied_share"]}
     for g in r["diversity"]:
         groups[g] = r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
+    curves = Path(r["checkpoint"]).with_name("curves.svg")
+    curves = curves.exists() and base64.b64encode(curves.read_bytes()).decode()
     return frame.render(
-        r=r, models=models, groups=groups, called=GROUPS, charts=charts(results, names), style=STYLE,
-        number=number, replicates=REPLICATES, samples=spread(r["samples"], 6))
+        r=r, curves=curves, models=models, groups=groups, called=GROUPS, charts=charts(results, names),
+        style=STYLE, number=number, replicates=REPLICATES, samples=spread(r["samples"], 6))
 
 
 # ---- the run
@@ -1042,7 +1045,9 @@ def main():
     if points % 10:
         fail(f"--points must be a multiple of ten: the bound is shown by tenths of mask rate; got {points}")
     names = [checkpoint or out_dir, *filter(None, compare.split(","))]
-    paths = [Path(name) if name.endswith(".pt") else Path(name) / "best.pt" for name in names]
+    paths = [Path(name) for name in names]
+    paths = [path if path.suffix == ".pt" or (path / "model.safetensors").exists() else path / "best.pt"
+             for path in paths]
     # said now, not after the first has been measured
     for path in (path for path in paths if not path.exists()):
         fail(f"no checkpoint at {path}: train one first with python train.py")

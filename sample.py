@@ -686,8 +686,8 @@ the book's style and knows nothing else. Every script of the program that traine
 
     python sample.py --checkpoint=FOLDER
 
-`model.safetensors` has the weights, `config.json` the network's shape and how it was trained, `tokenizer.json`
-the vocabulary.
+`model.safetensors` has the weights, `config.json` the network's shape and how it was trained,
+`tokenizer.json` the vocabulary.
 
 {evaluation}
 """
@@ -706,9 +706,9 @@ def share(folder: str, path: str, saved: dict) -> None:
     if evaluation.exists():
         found = json.loads(evaluation.read_text(encoding="utf-8"))
         if found["checkpoint"] == path:
-            bits = found["likelihood"]["bits_per_byte"], found["baselines"]["ngram_bits_per_byte"]
-            told = (f"Bits per byte of the book's {found['split']} text: at most {bits[0]:.3f}; a table of its "
-                    f"n-grams {bits[1]:.3f}. Share of its samples that stands in the book word for word: "
+            bits, table = found["likelihood"]["bits_per_byte"], found["baselines"]["ngram_bits_per_byte"]
+            told = (f"Bits per byte of the book's {found['split']} text: at most {bits:.3f}; a table of its "
+                    f"n-grams {table:.3f}. Share of its samples that stands in the book word for word: "
                     f"{found['memorization']['generated']['copied_share']:.1%}.")
     card = CARD.format(book=training.get("dataset", "unnamed"), n_text=saved["config"]["vocab_size"] - 3,
                        weights=sum(w.numel() for w in saved["model"].values()), evaluation=told)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
@@ -274,6 +275,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     epoch: tuple[int, int] = (-1, -1)  # stage and epoch that `batches` belong to
     batches: list[np.ndarray] = field(default_factory=list)
+    hold: TextIO | None = None  # out_dir's lock
     log: "Log | None" = None
     display: "Display | None" = None
     stop: list[int] = field(default_factory=list)  # the signal that asked the run to end
@@ -774,11 +776,13 @@ def save(path: str, content: dict) -> None:
 def start_folder(run: Run) -> None:
     """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, ... Keep the run's
     configuration and the source it ran; of a resumed run's records, drop what it will write again."""
+    os.makedirs(out_dir, exist_ok=True)
+    run.hold = hold_folder()
     if os.path.exists(f"{out_dir}/latest.pt") and not resume:
         count = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}"))
         os.makedirs(f"{out_dir}/previous{count}")
         for name in sorted(os.listdir(out_dir)):
-            if name.endswith((".pt", ".jsonl", ".json", ".html")) or name in ("tensorboard", "source"):
+            if re.search(r"\.(pt|jsonl?|html|svg)$|^(tensorboard|source)$", name):
                 shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous{count}/{name}")
         run.say(f"the earlier run in {out_dir}/ is now in {out_dir}/previous{count}/")
     os.makedirs(f"{out_dir}/source", exist_ok=True)
@@ -787,6 +791,21 @@ def start_folder(run: Run) -> None:
     write_json(f"{out_dir}/config.json", run.knobs)
     for name in ("log.jsonl", "samples.jsonl") if resume else ():
         truncate_log(f"{out_dir}/{name}", run.progress.step)
+
+
+def hold_folder() -> TextIO:
+    """Out_dir for this run alone, for as long as its process lives; fail() where another has it."""
+    file = open(f"{out_dir}/lock", "w")
+    try:
+        if os.name == "nt":
+            import msvcrt
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        fail(f"another run is writing to {out_dir}/: wait for its end, or give this one its own --out_dir")
+    return file
 
 
 def truncate_log(path: str, step: int) -> None:
@@ -1004,11 +1023,39 @@ def start(run: Run) -> None:
     run.net.train()
 
 
+def draw_curves() -> None:
+    """out_dir/curves.svg from log.jsonl: loss and bound over steps, every other stage shaded, in colours
+    for a light page and a dark one. Training does without where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    with open(f"{out_dir}/log.jsonl", encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    figure, grey = Figure((8, 3.2), layout="constrained"), "#808080"
+    left = figure.subplots()
+    right = left.twinx()
+    for axis, key, colour, label in ((left, "loss", "#6a94c8", "training loss, nats per token"),
+                                     (right, "val_bits_per_byte", "#c2702e", "validation, bits per byte")):
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        axis.plot(*zip(*points) if points else ((), ()), color=colour)
+        axis.set_ylabel(label, color=colour)
+    begun = [line["step"] for line in lines if line.get("event") == "stage"] + [lines[-1]["step"]]
+    for a, b in list(pairwise(begun))[::2]:
+        left.axvspan(a, b, color=grey, alpha=0.15, linewidth=0)
+    left.set_xlabel("steps", color=grey)
+    for axis in (left, right):
+        axis.tick_params(colors=grey)
+        axis.spines[:].set_color(grey)
+    figure.savefig(f"{out_dir}/curves.svg", transparent=True)
+
+
 def close_run(run: Run, text: str) -> None:
     """Last words; everything is on disk."""
     if RANK == 0:
         run.display.bar.stop()
         run.log.close()
+        draw_curves()
     run.say(text)
     if WORLD > 1:
         dist.destroy_process_group()

@@ -323,7 +323,10 @@ def test_the_whole_evaluation_twice_with_the_contracts_keys(prepared, capsys):
     assert done.returncode == 0 and "plots" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert all(line[:2] in ("+ ", "- ", "> ") for line in done.stdout.splitlines()) and "- " in done.stdout
     first, page = evaluation(prepared), (prepared / "out/evaluation.html").read_text(encoding="utf-8")
+    (prepared / "out/curves.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>", encoding="utf-8")
+    assert "svg+xml" not in page
     run(prepared, "--points=10", "--steps=25")
+    assert "data:image/svg+xml;base64,PHN2Zy" in (prepared / "out/evaluation.html").read_text(encoding="utf-8")
     assert without_times(evaluation(prepared)) == without_times(first)          # to the last digit
     assert {"checkpoint", "book", "split", "seed", "parameters", "likelihood", "baselines", "style", "similarity", "diversity", "memorization", "speed"} <= first.keys()
     assert {"bits_per_byte", "bits_per_byte_se", "perplexity", "tokens", "bytes", "masked_perplexity", "left_to_right_bits_per_byte"} <= first["likelihood"].keys()

@@ -19,6 +19,7 @@ import termios
 import time
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -355,9 +356,24 @@ def test_a_broken_tensorboard_is_left_out(folder):
     assert done.returncode == 0 and "no TensorBoard" in done.stderr and "another protobuf" in done.stderr, done.stderr
 
 
+def test_a_second_run_into_one_folder_is_refused(folder):
+    first = subprocess.Popen([sys.executable, str(ROOT / "train.py"), str(ROOT / QUICK[0]), *QUICK[1:], "--stages.2.max_steps=100000", "--stages.2.epochs=100000"],
+                             cwd=folder, stderr=subprocess.PIPE, text=True, env=ENV)
+    for line in first.stderr:
+        if line.startswith("stage 3"):
+            break
+    refused(script("train.py", *QUICK, cwd=folder), "out/", "another run")
+    first.kill()
+    first.wait()
+    assert len([x for x in log_of(folder) if x.get("event") == "stage"]) == 3               # untouched,
+    assert script("train.py", *QUICK, cwd=folder).returncode == 0                           # and free again
+
+
 def test_an_earlier_run_is_moved_aside(folder):
     for _ in range(3):
         assert script("train.py", *QUICK, cwd=folder).returncode == 0
+        drawn = ElementTree.parse(folder / "out/curves.svg")
+        assert drawn.getroot().tag.endswith("svg")
     assert (folder / "out/previous2/best.pt").exists() and (folder / "out/previous1/best.pt").exists() and len([x for x in log_of(folder) if x.get("event") == "stage"]) == 3
 
 
