@@ -218,7 +218,7 @@ def test_how_often_one_evaluates_changes_nothing(folder):
 
 def test_two_processes_train_like_one(folder):
     one = script("train.py", *QUICK, *STAGES, "--out_dir=one", cwd=folder)
-    two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517", str(ROOT / "train.py"), str(ROOT / "config/debug.py"), *QUICK[1:], *STAGES,
+    two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), str(ROOT / "config/debug.py"), *QUICK[1:], *STAGES,
                           "--out_dir=two"], cwd=folder, env=ENV, capture_output=True, text=True)
     assert one.returncode == 0 and two.returncode == 0, two.stderr
     a, b = (m.load_checkpoint(str(folder / out / "latest.pt"))["model"] for out in ("one", "two"))
