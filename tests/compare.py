@@ -39,8 +39,9 @@ seeds = 3                           # of each row
 tunings = 8                         # of TWINS, tried from the first seed
 scale = 1.0                         # of the stages' lengths: shorter runs tell less
 jobs = 2                            # runs at a time, of one thread each
-texts = 24                          # of 100 tokens at each temperature, judged by quality_table.py; 0: none
+texts = 16                          # of 100 tokens at each temperature, judged by quality_table.py; 0: none
 folder = "compare"                  # of data, runs and figures
+train_on = True                     # False: report on the runs that are there, train none
 write = ""                          # a file that has the tables between two marks, to be brought up to date
 
 ALL_TEXT = ("--stages[0].data=stage3", "--stages[1].data=stage3")
@@ -121,6 +122,10 @@ def train(book, name, row, seed):
     return out
 
 
+def done(book, name, seed):
+    return Path(Path(book).stem, f"{settings(name, book)[0]}-{seed}", "curriculum_results.json").exists()
+
+
 def stages():
     sys.argv = ["train.py", config]
     return configure(vars(train_script))["stages"]
@@ -143,10 +148,12 @@ def measure(out, book, full):
         for split, examples in splits.items():
             pieces = evaluate.chop(examples, model.config.block_size)
             sizes = [len(tokenizer.decode_bytes(ids)) for ids in pieces]
-            evaluate.left_to_right = full and split == "test"
-            found[split] = evaluate.likelihood(
-                model, list(map(torch.tensor, pieces)), sizes, 1, lambda *_: None)[0]
+            ids = list(map(torch.tensor, pieces))
+            found[split] = evaluate.likelihood(model, ids, sizes, 1, lambda *_: None)[0]
             if full:
+                if split == "test" and not model.config.causal:
+                    nats = evaluate.ordered_nats(model, ids, "margin", 1)
+                    found[split]["left_to_right_bits_per_byte"] = evaluate.bits_per_byte(nats, sizes)[0]
                 ngram = evaluate.NGram(evaluate.NGRAM_ORDER, model.config.n_text, source.train)
                 nats = sum(ngram.nats(ids).sum() for ids in pieces)
                 found[split]["ngram"] = float(nats / math.log(2) / sum(sizes))
@@ -155,17 +162,19 @@ def measure(out, book, full):
             twin = sample.load(str(judge))[0] if judge.exists() else None
             judges = Judges(model, tokenizer, source, twin)
             found["samples"], found["book"] = judges.at_entropy_of_book(
-                model, Sampling(top_p=1.0), list(range(1, texts + 1)))
+                model, Sampling(top_p=1.0, block_size=min(32, model.config.block_size)), list(range(1, texts + 1)))
         write_json(str(kept), found)
     return json.loads(kept.read_text())
 
 
 def course(out):
-    """The validation bound over a run: steps, epochs, floating-point operations, seconds."""
+    """The validation bound over a run: steps, passes' worth of the book's tokens, floating-point operations;
+    seconds."""
     knobs = json.loads((out / "config.json").read_text())
     saved = torch.load(out / "best.pt", weights_only=True)
     shape, length = Config(**saved["config"]), knobs["block_size"]
     tokens = knobs["batch_size"] * knobs["grad_accum"] * length
+    book = Path("data", knobs["dataset"], "stage3_train.bin").stat().st_size // 2
     points, rates = [], []
     for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()):
         if "mask_rate" in line:
@@ -173,7 +182,7 @@ def course(out):
         if "val_bits_per_byte" in line:
             seen = line["step"] * tokens
             predicted = seen if shape.causal else round(seen * statistics.mean(rates or [0.5]))
-            points.append({"step": line["step"], "epoch": line["epoch"], "bits": line["val_bits_per_byte"],
+            points.append({"step": line["step"], "epoch": seen / book, "bits": line["val_bits_per_byte"],
                            "flops": training_flops(shape, seen, predicted, length)})
     seconds = sum(stage["seconds"] for stage in json.loads((out / "curriculum_results.json").read_text()))
     return {"points": points, "best": min(points, key=lambda point: point["bits"]), "seconds": seconds}
@@ -198,18 +207,17 @@ def mean_and_error(values, sign=""):
 def table(book, found):
     """Markdown: a line per row of {row: [figures of each seed]}."""
     first = next(iter(found.values()))[0]
-    lines = [f"*{Path(book).name}*, {first['test']['bytes']:,} bytes of test text, "
-             f"{len(next(iter(found.values())))} seeds; a four-gram table of the same tokens: "
+    lines = [f"*{Path(book).name}*, {first['test']['bytes']:,} bytes of test text; a four-gram table of the same tokens: "
              f"validation {first['val']['ngram']:.3f}, test {first['test']['ngram']:.3f}", "",
-             "| | validation | test | from the demo | left to right | few masks | many masks | n-gram | twin "
-             "| copied | epochs | PFLOP |", "|---|" + "---|" * 11]
+             "| | seeds | validation | test | from the demo | left to right | few masks | many masks | n-gram | twin "
+             "| copied | epochs | PFLOP |", "|---|" + "---|" * 12]
     for name, runs in found.items():
         bits = {split: [r[split]["bits_per_byte"] for r in runs] for split in ("val", "test")}
         demo = [r["test"]["bits_per_byte"] for r in found.get("demo", runs)]
         away = mean_and_error([a - b for a, b in zip(bits["test"], demo)], "+") if name != "demo" else ""
         one, best = runs[0], [r["run"]["best"] for r in runs]
         tenths = one["test"]["bits_per_token_by_mask_rate"]
-        cells = [settings(name, book)[1].title, mean_and_error(bits["val"]), mean_and_error(bits["test"]), away,
+        cells = [settings(name, book)[1].title, str(len(runs)), mean_and_error(bits["val"]), mean_and_error(bits["test"]), away,
                  one["test"]["left_to_right_bits_per_byte"], *((tenths[0], tenths[-1]) if tenths else ("", "")),
                  *((one.get("samples") or {}).get(key) for key in ("ngram", "twin", "copied")),
                  f"{statistics.mean(b['epoch'] for b in best):.0f}",
@@ -217,7 +225,7 @@ def table(book, found):
         lines.append("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else c or "–" for c in cells) + " |")
     if human := first.get("book"):
         cells = "".join(f" {human.get(key, math.nan):.3f} |" for key in ("ngram", "twin", "copied"))
-        lines.append(f"| the book, held out | | | | | | |{cells} | |")
+        lines.append(f"| the book, held out | | | | | | | |{cells} | |")
     return "\n".join(lines)
 
 
@@ -282,15 +290,16 @@ def main():
 
     twins = [(f"twin-{key}", TWINS[key]) for key in list(TWINS)[:tunings]] if "twin" in names else []
     with ThreadPoolExecutor(jobs) as pool:
-        for book in paths:
+        for book in paths if train_on else ():
             for flags in {ROWS[name].prepare for name in names}:
                 prepared(book, flags)
             list(pool.map(lambda each, book=book: train(book, *each, 1), twins))
         found = {book: {name: [pool.submit(train, book, *settings(name, book), seed)
-                               for seed in range(1, seeds + 1)] for name in names} for book in paths}
+                               for seed in range(1, seeds + 1) if train_on or done(book, name, seed)]
+                        for name in names} for book in paths}
     for book, lines in found.items():
-        for name, runs in lines.items():
-            lines[name] = [measure(r.result(), book, seed == 1) for seed, r in enumerate(runs, 1)]
+        found[book] = {name: [measure(r.result(), book, seed == 1) for seed, r in enumerate(runs, 1)]
+                       for name, runs in lines.items() if runs}
     report(found, file)
 
 
