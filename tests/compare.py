@@ -210,7 +210,7 @@ def table(book, found):
     lines = [f"*{Path(book).name}*, {first['test']['bytes']:,} bytes of test text; a four-gram table of the same tokens: "
              f"validation {first['val']['ngram']:.3f}, test {first['test']['ngram']:.3f}", "",
              "| | seeds | validation | test | from the demo | left to right | few masks | many masks | n-gram | twin "
-             "| copied | epochs | PFLOP |", "|---|" + "---|" * 12]
+             "| copied | epochs | TFLOP |", "|---|" + "---|" * 12]
     for name, runs in found.items():
         bits = {split: [r[split]["bits_per_byte"] for r in runs] for split in ("val", "test")}
         demo = [r["test"]["bits_per_byte"] for r in found.get("demo", runs)]
@@ -221,7 +221,7 @@ def table(book, found):
                  one["test"]["left_to_right_bits_per_byte"], *((tenths[0], tenths[-1]) if tenths else ("", "")),
                  *((one.get("samples") or {}).get(key) for key in ("ngram", "twin", "copied")),
                  f"{statistics.mean(b['epoch'] for b in best):.0f}",
-                 f"{statistics.mean(b['flops'] for b in best) / 1e15:.1f}"]
+                 f"{statistics.mean(b['flops'] for b in best) / 1e12:.1f}"]
         lines.append("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else c or "–" for c in cells) + " |")
     if human := first.get("book"):
         cells = "".join(f" {human.get(key, math.nan):.3f} |" for key in ("ngram", "twin", "copied"))
