@@ -9,6 +9,7 @@ draws, so differences are taken pair by pair; beside each stands its standard er
 tuned first: of all settings in TWINS the one with the best validation bound, on each book. Runs and figures are
 kept in `folder`, and what is there is not done again.
 """
+import functools
 import json
 import math
 import os
@@ -114,7 +115,7 @@ def prepared(book, flags):
 def train(book, name, row, seed):
     """Train unless it was done; the run's folder."""
     out = Path(Path(book).stem, f"{name}-{seed}")
-    if not (out / "curriculum_results.json").exists():
+    if not finished(out):
         lengths = [max(1, round(scale * row.length * stage["max_steps"])) for stage in stages()]
         flags = [f"--stages[{i}].max_steps={length}" for i, length in enumerate(lengths)]
         run("train.py", config, f"--dataset={prepared(book, row.prepare)}", f"--out_dir={out}",
@@ -122,10 +123,17 @@ def train(book, name, row, seed):
     return out
 
 
+def finished(out):
+    """Every stage has its results."""
+    path = out / "curriculum_results.json"
+    return path.exists() and len(json.loads(path.read_text())) == len(stages())
+
+
 def done(book, name, seed):
-    return Path(Path(book).stem, f"{settings(name, book)[0]}-{seed}", "curriculum_results.json").exists()
+    return finished(Path(Path(book).stem, f"{settings(name, book)[0]}-{seed}"))
 
 
+@functools.cache
 def stages():
     sys.argv = ["train.py", config]
     return configure(vars(train_script))["stages"]
@@ -193,10 +201,10 @@ def course(out):
 def best_twin(book):
     """The name of the twin's settings with the best validation bound from the first seed."""
     names = [f"twin-{key}" for key in list(TWINS)[:tunings]]
-    done = [name for name in names if Path(Path(book).stem, f"{name}-1", "best.pt").exists()]
-    if not done:
+    tried = [name for name in names if finished(Path(Path(book).stem, f"{name}-1"))]
+    if not tried:
         return ""
-    return min(done, key=lambda n: course(Path(Path(book).stem, f"{n}-1"))["best"]["bits"])
+    return min(tried, key=lambda n: course(Path(Path(book).stem, f"{n}-1"))["best"]["bits"])
 
 
 def mean_and_error(values, sign=""):
@@ -289,6 +297,7 @@ def main():
     os.chdir(folder)
 
     twins = [(f"twin-{key}", TWINS[key]) for key in list(TWINS)[:tunings]] if "twin" in names else []
+    stages()
     with ThreadPoolExecutor(jobs) as pool:
         for book in paths if train_on else ():
             for flags in {ROWS[name].prepare for name in names}:
