@@ -253,19 +253,22 @@ def curves(found, path, dark):
     import matplotlib.pyplot as plt
     plt.style.use("dark_background" if dark else "default")
     plt.rcParams["svg.hashsalt"] = "compare"    # the same figures give the same file
-    figure, axes = plt.subplots(len(found), 2, figsize=(10, 3.6 * len(found)), sharey="row", squeeze=False)
+    figure, axes = plt.subplots(len(found), 2, figsize=(10, 3.4 * len(found) + 1), sharey="row", squeeze=False,
+                                layout="constrained")
     for (book, lines), pair in zip(found.items(), axes):
         for axis, key, label in zip(pair, ("flops", "epoch"), ("floating-point operations", "epochs")):
             for name, runs in lines.items():
                 points = list(zip(*(r["run"]["points"] for r in runs)))
                 x = [statistics.mean(p[key] for p in at) for at in points]
                 y = [statistics.mean(p["bits"] for p in at) for at in points]
-                axis.plot(x, y, label=ROWS[name].title.strip("*"), linestyle="--" if name == "twin" else "-")
+                axis.plot(x, y, "--" if name == "twin" else "-", color=f"C{list(ROWS).index(name)}",
+                          label=ROWS[name].title.strip("*"))
             best = min(p["bits"] for runs in lines.values() for r in runs for p in r["run"]["points"])
             axis.set(xscale="log", xlabel=label, title=Path(book).stem, ylim=(best - 0.05, best + 0.6))
         pair[0].set_ylabel("validation, bits per byte")
-    axes[0][1].legend(fontsize=8)
-    figure.tight_layout()
+    # those of the book with the most rows name all
+    handles, labels = max((pair[0].get_legend_handles_labels() for pair in axes), key=lambda both: len(both[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
     figure.savefig(path, transparent=True, metadata={"Date": None})
     plt.close(figure)
 
