@@ -495,6 +495,7 @@ def test_a_span_is_written_anew(visit):
     before = tokens(page)
     words = page.locator("#text .settled:not(:empty, .break, .half)")
     first, last = words.nth(4), words.nth(9)
+    page.wait_for_timeout(600)                                                               # words still glide to their places
     a, b = first.evaluate("span => span.position"), last.evaluate("span => span.position")
     start, end = first.bounding_box(), last.bounding_box()
     page.mouse.move(start["x"] + 1, start["y"] + start["height"] / 2)
