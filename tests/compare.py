@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,8 +130,14 @@ def finished(out):
     return path.exists() and len(json.loads(path.read_text())) == len(stages())
 
 
-def done(book, name, seed):
-    return finished(Path(Path(book).stem, f"{settings(name, book)[0]}-{seed}"))
+def seeds_of(book, name):
+    """Those to train, or those that are there, without a gap."""
+    if train_on:
+        return range(1, seeds + 1)
+    if name == "twin" and not best_twin(book):
+        return []
+    there = (finished(Path(Path(book).stem, f"{settings(name, book)[0]}-{n}")) for n in range(1, seeds + 1))
+    return range(1, 1 + sum(takewhile(bool, there)))
 
 
 @functools.cache
@@ -142,12 +149,11 @@ def stages():
 # ---- figures
 
 def measure(out, book, full):
-    """What one run's best checkpoint is worth: kept in its folder. `full`: its samples and its likelihood in
-    other orders as well."""
+    """What one run's best checkpoint is worth: kept in its folder. `full`: its samples, the n-gram table and its
+    likelihood left to right as well."""
     kept = out / ("figures.json" if full else "bounds.json")
     if not kept.exists():
         model, tokenizer, saved = sample.load(str(out / "best.pt"))
-        evaluate.book, evaluate.left_to_right = str(saved["training"]["dataset"]), False
         source = evaluate.open_book(str(out / "best.pt"), saved)
         splits = dict(source.held_out)
         if rest := halves(book)[1]:
@@ -307,7 +313,7 @@ def main():
                 prepared(book, flags)
             list(pool.map(lambda each, book=book: train(book, *each, 1), twins))
         found = {book: {name: [pool.submit(train, book, *settings(name, book), seed)
-                               for seed in range(1, seeds + 1) if train_on or done(book, name, seed)]
+                               for seed in seeds_of(book, name)]
                         for name in names} for book in paths}
     for book, lines in found.items():
         found[book] = {name: [measure(r.result(), book, seed == 1) for seed, r in enumerate(runs, 1)]
