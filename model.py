@@ -99,8 +99,10 @@ class Rotary(nn.Module):
         super().__init__()
         pair = torch.arange(0, head_width, 2, dtype=torch.float32)
         angle = torch.arange(max_length)[:, None] * base ** (-pair / head_width)
+        cos, sin = angle.cos(), angle.sin()
         # all of it at once: a table that grows would have torch.compile begin anew
-        self.register_buffer("table", torch.stack((angle.cos(), angle.sin())), persistent=False)
+        table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
+        self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., T, head_width) -> the same, rotated. ValueError when T exceeds max_length."""
@@ -109,7 +111,7 @@ class Rotary(nn.Module):
             raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size of {longest}")
         cos, sin = self.table[:, :length].to(x.dtype)
         a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        return x * cos + torch.cat((b, a), dim=-1) * sin
 
 
 class ShortConvolution(nn.Module):
@@ -157,10 +159,11 @@ class Block(nn.Module):
         attend = None if real is None else real[:, None, None, :]
         near = self.attention_norm(x)
         near = self.conv(near, real) if self.conv else near
-        # (B, heads, T, d/heads)
-        q, k, v = self.qkv(near).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
+        # (3, B, heads, T, d/heads)
+        qkv = self.qkv(near).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
+        qk, (v,) = qkv.split((2, 1))
         # QK norm: bounded attention logits let small batches learn fast
-        q, k = self.rotary(unit_rms(q)), self.rotary(unit_rms(k))
+        q, k = self.rotary(unit_rms(qk))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=self.causal)
         x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)

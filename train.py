@@ -405,7 +405,7 @@ def open_device() -> tuple[torch.device, torch.dtype]:
     if WORLD > 1:
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     if where.type == "cuda":
-        torch.cuda.set_device(where)
+        torch.cuda.set_device(where.index or 0)
         torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
     return where, pick_dtype(where)
 

@@ -300,6 +300,15 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(folder, monkeypa
     assert stopped.value.code == 2 and "memory_efficient" in capsys.readouterr().err
 
 
+def test_a_gpu_without_a_number_is_the_first(monkeypatch):
+    """--device=cuda: torch wants a number where it is made the process's own."""
+    chosen = []
+    monkeypatch.setattr(train, "pick_device", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(train, "dtype", "float32")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda d: chosen.append(torch.cuda._utils._get_device_index(d)))
+    assert train.open_device()[0].type == "cuda" and chosen == [0]
+
+
 def test_a_resumed_run_knows_its_book_its_precision_and_what_was_given(folder):
     """Whatever is prepared meanwhile; and what the command line gives wins, also where it gives a default."""
     given = ["--dtype=bfloat16", "--patience=7"]
