@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from prepare import Tokenizer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCREENSHOTS = Path(__file__).parent / "screenshots"
-AXE = Path(os.environ.get("AXE", Path(__file__).parent.parent / "node_modules/axe-core/axe.min.js"))
+AXE = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 VIOLATIONS = "axe.run().then(found => found.violations.map(v => [v.id, v.nodes.map(node => node.target.join(' '))]))"
 expect.set_options(timeout=20_000)                # a busy machine is no fault of the page
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (apt-get install chromium)")
@@ -685,12 +686,11 @@ def test_it_fits_and_looks(visit, width, scheme):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), between
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not there (npm install axe-core, or AXE=.../axe.min.js)")
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_axe_finds_nothing(visit, width, scheme):
     page = visit(width=width, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
-    page.evaluate(AXE.read_text(encoding="utf-8"))
+    page.evaluate(AXE)
     assert page.evaluate(VIOLATIONS) == []
     write(page, seed=3, remask=0.1)
     for state in ("goTo(9)", "goTo(last())", "$('text').classList.add('when')", "aboutCell(page.cells[9].from)", "$('help').showModal()"):
@@ -734,9 +734,8 @@ def test_report_and_animation_are_of_one_kind_with_the_page(browser, beside, nam
             assert len(words) > 20 and min(words) >= 4.5 and len(marks) > 20 and min(marks) >= 3
         page.screenshot(path=SCREENSHOTS / f"{name}_{scheme}.png", full_page=True)
         assert page.locator("main").count() == 1 and page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        if AXE.exists():
-            page.evaluate(AXE.read_text(encoding="utf-8"))
-            assert page.evaluate(VIOLATIONS) == []
+        page.evaluate(AXE)
+        assert page.evaluate(VIOLATIONS) == []
 
 
 def test_what_is_saved(visit, browser, tmp_path):
