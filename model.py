@@ -824,7 +824,9 @@ def estimate_memory(config: Config, batch_size: int, length: int | None = None, 
     logits = predicted * 12 * (config.n_text + d)
     # the last layer's turn: gradients of gate and up, the embedding's from the logits, the layer made anew
     last = tokens * (2 * bytes_per_value * config.mlp_width + (layer if checkpointing else 0))
-    training = states + layers + max(logits, last + 4 * config.vocab_size * d)
+    # cuBLAS's, of the thread that goes forward and of the one that goes back
+    workspaces = 2 * 2 ** 25 if fused else 0
+    training = states + layers + workspaces + max(logits, last + 4 * config.vocab_size * d)
     inference = total * 4 + (length or config.block_size) * (layer + 12 * config.n_text)
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 

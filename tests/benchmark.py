@@ -157,7 +157,7 @@ def beside_nanogpt(bench, folder):
     targets = bench.tokens.roll(-1, 1)
     ours, other = medians(bench.where, bench.step,
                           lambda: bench.step(net, optimizer, lambda: net(bench.tokens, targets)[1]))
-    print(f"  nanoGPT's step at this shape: {bench.rows / other:,.0f} tokens/s; ours takes in "
+    print(f"  in turn with nanoGPT's step at this shape: {bench.rows / ours:,.0f} tokens/s, its {bench.rows / other:,.0f}: "
           f"{other / ours:.2f} times as many")
 
 

@@ -1,6 +1,8 @@
 """What a reader has to take in: no line too wide, no function too long, the loop and the sampler on one screen."""
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,11 @@ def test_no_line_is_too_wide_and_no_function_too_long(path):
     wide = [n for n, line in enumerate(path.read_text().splitlines(), 1) if len(line) > WIDTH]
     long = {name: lines for name, lines in functions(path).items() if lines > LENGTH}
     assert not wide and not long
+
+
+def test_ruff_finds_nothing():
+    found = subprocess.run([sys.executable, "-m", "ruff", "check", ROOT], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
 
 
 def test_the_step_the_loop_and_the_samplers_fit_a_screen():
