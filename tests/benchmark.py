@@ -28,9 +28,12 @@ import model as m  # noqa: E402
 import train  # noqa: E402
 from configurator import configure  # noqa: E402
 
+nanogpt = ""                            # a clone of nanoGPT
+growth = False                          # only this
+book = ""                               # only prepare.py, on this; all other knobs are train.py's
+
 VOCABULARY = {"demo.py": 1_700}         # of book.txt; other presets get about that of Frankenstein
 PRESETS = ("demo.py", "tiny_125m.py")
-OWN = ("--nanogpt", "--growth", "--book")   # all others are train.py's
 SECONDS = 10                            # of each thing that is measured, at the least
 
 
@@ -141,14 +144,14 @@ def training(bench, preset):
     print(f"  where the time goes: {', '.join(shares)}")
 
 
-def beside_nanogpt(bench, folder):
+def beside_nanogpt(bench):
     """Tokens a second over those of nanoGPT's step: its own model and optimizer, of the same depth, width,
     vocabulary and rows."""
-    sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location("nanogpt", Path(folder, "model.py"))
+    spec = importlib.util.spec_from_file_location("theirs", Path(nanogpt, "model.py"))
     theirs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(theirs)
     c = bench.config
+    sys.modules["theirs"] = theirs          # a dataclass looks itself up
+    spec.loader.exec_module(theirs)
     with contextlib.redirect_stdout(sys.stderr):
         shape = theirs.GPTConfig(block_size=c.block_size, vocab_size=c.vocab_size, n_layer=c.n_layer,
                                  n_head=c.n_head, n_embd=c.n_embd, dropout=c.dropout, bias=False)
@@ -173,7 +176,7 @@ def sampling(bench):
           f"{block / alone:.1f} times that")
 
 
-def growth():
+def by_size():
     """Seconds of a step when one thing doubles, the rest as in config/demo.py."""
     preset = str(ROOT / "config/demo.py")
     print("\na step of config/demo.py, in milliseconds, with")
@@ -184,7 +187,7 @@ def growth():
         print(f"  {knob}: " + ", ".join(f"{value} {1e3 * each:.1f}" for value, each in zip(values, taken)))
 
 
-def preparation(book):
+def preparation():
     """prepare.py on a quarter of a book, a half, and all of it."""
     text = Path(book).read_text(encoding="utf-8")
     print(f"\npython prepare.py {Path(book).name}")
@@ -200,19 +203,20 @@ def preparation(book):
 
 
 def main():
-    arguments = sys.argv[1:]
-    own = {a.partition("=")[0]: a.partition("=")[2] for a in arguments if a.split("=")[0] in OWN}
-    given = [a for a in arguments if a.startswith("--") and a.split("=")[0] not in OWN]
-    presets = [a for a in arguments if a.endswith(".py") and not a.startswith("--")]
-    if "--book" in own:
-        return preparation(own["--book"])
-    if "--growth" in own:
-        return growth()
+    own = [a for a in sys.argv[1:] if a.split("=")[0] in ("--nanogpt", "--growth", "--book")]
+    given = [a for a in sys.argv[1:] if a.startswith("--") and a not in own]
+    presets = [a for a in sys.argv[1:] if not a.startswith("--")]
+    sys.argv[1:] = own
+    configure(globals())
+    if book:
+        return preparation()
+    if growth:
+        return by_size()
     for preset in presets or [str(ROOT / "config" / name) for name in PRESETS]:
         bench = Bench(preset, *given)
         training(bench, preset)
-        if "--nanogpt" in own:
-            beside_nanogpt(bench, own["--nanogpt"])
+        if nanogpt:
+            beside_nanogpt(bench)
         sampling(bench)
 
 

@@ -30,7 +30,7 @@ def knobs(script):
 
 
 def known_flags(script):
-    flags = knobs(script) | {"help"}
+    flags = knobs(script) | {"help"} | (knobs("train") if script == "tests/benchmark.py" else set())
     if "sampling" in flags:
         flags |= SAMPLING
     return flags
