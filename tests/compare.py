@@ -166,8 +166,7 @@ def measure(out, book, full):
             found[split] = evaluate.likelihood(model, ids, sizes, 1, lambda *_: None)[0]
             if full:
                 if split == "test" and not model.config.causal:
-                    nats = evaluate.ordered_nats(model, ids, "margin", 1)
-                    found[split]["left_to_right_bits_per_byte"] = evaluate.bits_per_byte(nats, sizes)[0]
+                    found[split] |= exact(model, ids, sizes)
                 ngram = evaluate.NGram(evaluate.NGRAM_ORDER, model.config.n_text, source.train)
                 nats = sum(ngram.nats(ids).sum() for ids in pieces)
                 found[split]["ngram"] = float(nats / math.log(2) / sum(sizes))
@@ -175,10 +174,19 @@ def measure(out, book, full):
             judge = Path(Path(book).stem, f"{best_twin(book)}-1", "best.pt")
             twin = sample.load(str(judge))[0] if judge.exists() else None
             judges = Judges(model, tokenizer, source, twin)
-            found["samples"], found["book"] = judges.at_entropy_of_book(
-                model, Sampling(top_p=1.0, block_size=min(32, model.config.block_size)), list(range(1, texts + 1)))
+            how = Sampling(top_p=1.0, block_size=min(32, model.config.block_size))
+            found["samples"], found["book"] = judges.at_entropy_of_book(model, how, list(range(1, texts + 1)))
         write_json(str(kept), found)
     return json.loads(kept.read_text())
+
+
+def exact(model, ids, sizes):
+    """What the text costs when it is unmasked a token at a time, in two orders."""
+    found = {}
+    for name, block in (("left_to_right", 1), ("sampler_order", model.config.block_size)):
+        nats = evaluate.ordered_nats(model, ids, "margin", block)
+        found[f"{name}_bits_per_byte"] = evaluate.bits_per_byte(nats, sizes)[0]
+    return found
 
 
 def course(out):
@@ -218,28 +226,36 @@ def mean_and_error(values, sign=""):
     return f"{statistics.mean(values):{sign}.3f}{error}"
 
 
+COLUMNS = ("", "seeds", "validation", "test", "from the demo", "left to right", "surest first", "few masks",
+           "many masks", "n-gram", "twin", "copied", "epochs", "TFLOP")
+JUDGED = ("ngram", "twin", "copied")
+
+
+def line(*cells):
+    return "| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else c or "–" for c in cells) + " |"
+
+
 def table(book, found):
     """Markdown: a line per row of {row: [figures of each seed]}."""
     first = next(iter(found.values()))[0]
-    lines = [f"*{Path(book).name}*, {first['test']['bytes']:,} bytes of test text; a four-gram table of the same tokens: "
-             f"validation {first['val']['ngram']:.3f}, test {first['test']['ngram']:.3f}", "",
-             "| | seeds | validation | test | from the demo | left to right | few masks | many masks | n-gram | twin "
-             "| copied | epochs | TFLOP |", "|---|" + "---|" * 12]
+    lines = [f"*{Path(book).name}*, {first['test']['bytes']:,} bytes of test text; a four-gram table of the same "
+             f"tokens: validation {first['val']['ngram']:.3f}, test {first['test']['ngram']:.3f}", "",
+             f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for name, runs in found.items():
         bits = {split: [r[split]["bits_per_byte"] for r in runs] for split in ("val", "test")}
         demo = [r["test"]["bits_per_byte"] for r in found.get("demo", runs)]
         away = mean_and_error([a - b for a, b in zip(bits["test"], demo)], "+") if name != "demo" else ""
-        one, best = runs[0], [r["run"]["best"] for r in runs]
-        tenths = one["test"]["bits_per_token_by_mask_rate"]
-        cells = [settings(name, book)[1].title, str(len(runs)), mean_and_error(bits["val"]), mean_and_error(bits["test"]), away,
-                 one["test"]["left_to_right_bits_per_byte"], *((tenths[0], tenths[-1]) if tenths else ("", "")),
-                 *((one.get("samples") or {}).get(key) for key in ("ngram", "twin", "copied")),
-                 f"{statistics.mean(b['epoch'] for b in best):.0f}",
-                 f"{statistics.mean(b['flops'] for b in best) / 1e12:.1f}"]
-        lines.append("| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else c or "–" for c in cells) + " |")
+        test, samples = runs[0]["test"], runs[0].get("samples") or {}
+        tenths, best = test["bits_per_token_by_mask_rate"] or ("",), [r["run"]["best"] for r in runs]
+        lines.append(line(
+            settings(name, book)[1].title, str(len(runs)), mean_and_error(bits["val"]),
+            mean_and_error(bits["test"]), away, test["left_to_right_bits_per_byte"],
+            test.get("sampler_order_bits_per_byte"), tenths[0], tenths[-1], *map(samples.get, JUDGED),
+            f"{statistics.mean(b['epoch'] for b in best):.0f}",
+            f"{statistics.mean(b['flops'] for b in best) / 1e12:.1f}"))
     if human := first.get("book"):
-        cells = "".join(f" {human.get(key, math.nan):.3f} |" for key in ("ngram", "twin", "copied"))
-        lines.append(f"| the book, held out | | | | | | | |{cells} | |")
+        blank = [" "] * (len(COLUMNS) - len(JUDGED) - 3)
+        lines.append(line("the book, held out", *blank, *(human.get(key, math.nan) for key in JUDGED), " ", " "))
     return "\n".join(lines)
 
 
@@ -259,8 +275,8 @@ def curves(found, path, dark):
     import matplotlib.pyplot as plt
     plt.style.use("dark_background" if dark else "default")
     plt.rcParams["svg.hashsalt"] = "compare"    # the same figures give the same file
-    figure, axes = plt.subplots(len(found), 2, figsize=(10, 3.4 * len(found) + 1), sharey="row", squeeze=False,
-                                layout="constrained")
+    figure, axes = plt.subplots(len(found), 2, figsize=(10, 3.4 * len(found) + 1), sharey="row",
+                                squeeze=False, layout="constrained")
     for (book, lines), pair in zip(found.items(), axes):
         for axis, key, label in zip(pair, ("flops", "epoch"), ("floating-point operations", "epochs")):
             for name, runs in lines.items():
@@ -273,7 +289,8 @@ def curves(found, path, dark):
             axis.set(xscale="log", xlabel=label, title=Path(book).stem, ylim=(best - 0.05, best + 0.6))
         pair[0].set_ylabel("validation, bits per byte")
     # those of the book with the most rows name all
-    handles, labels = max((pair[0].get_legend_handles_labels() for pair in axes), key=lambda both: len(both[1]))
+    legends = [pair[0].get_legend_handles_labels() for pair in axes]
+    handles, labels = max(legends, key=lambda both: len(both[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
     figure.savefig(path, transparent=True, metadata={"Date": None})
     plt.close(figure)
