@@ -176,7 +176,7 @@ def train_here(folder, arguments):
 def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(folder):
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["torch", "torch._dynamo", "model", "rich.progress"])
-    stages = [f"--stages[{i}].{key}={value}" for i in range(3) for key, value in (("epochs", 1000), ("max_steps", 450))]
+    stages = [f"--stages[{i}].{key}={value}" for i in range(3) for key, value in (("epochs", 1000), ("max_steps", 220))]
     arguments = [str(ROOT / QUICK[0]), *QUICK[1:], *stages, "--eval_interval=7", "--dropout=0.1", "--ema=0.9"]
 
     def start(out):
@@ -187,7 +187,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(folder):
     whole = start("whole")
     whole.join()
     rng, kills, steps = random.Random(0), 0, []
-    while kills < 25:
+    while kills < 12:
         process = start("killed")
         process.join(rng.uniform(0.1, 1.5))
         if not process.is_alive():
@@ -199,7 +199,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(folder):
     last = start("killed")
     last.join()
     print(f"killed {kills} times, with so many lines in the log: {steps}")
-    assert whole.exitcode == last.exitcode == 0 and kills >= 20 and len(set(steps)) > 5
+    assert whole.exitcode == last.exitcode == 0 and kills >= 10 and len(set(steps)) > 5
     whole, killed = (m.load_checkpoint(str(folder / out / "latest.pt")) for out in ("whole", "killed"))
     for part in ("model", "raw"):
         assert all(torch.equal(tensor, killed[part][name]) for name, tensor in whole[part].items())
