@@ -276,6 +276,22 @@ def rank(values, train):
     return sum(np.searchsorted(known, values, side) for side in ("left", "right")) / (2 * len(known))
 
 
+def yules_k(words):
+    """Yule's K = 10^4 · (Σ i²·V_i - N) / N², V_i the number of words that occur i times (Yule 1944): higher
+    is more repetitive."""
+    n = len(words)
+    return 1e4 * (sum(count**2 for count in Counter(words).values()) - n) / n**2 if n else 0.0
+
+
+def yules_k_around(words, runs, reach=10):
+    """Yule's K of each sentence with its neighbours in a run."""
+    result = []
+    for i, run in enumerate(runs):
+        near = range(max(0, i - reach), min(len(words), i + reach + 1))
+        result.append(yules_k([word for j in near if runs[j] == run for word in words[j]]))
+    return np.array(result)
+
+
 def lexical_rarity(words, documents):
     """Mean inverse document frequency (Spärck Jones 1972) of each sentence's words."""
     frequency = Counter(word for document in documents for word in set(document))
@@ -305,17 +321,6 @@ def reading_grade(sentences, english, phases):
         return np.zeros(len(sentences))
     import textstat
     return np.array([textstat.flesch_kincaid_grade(s) for s in phases.track("grading sentences", sentences)])
-
-
-def yules_k(words, runs, reach=10):
-    """Yule's K (1944), how much words repeat, of each sentence with its neighbours in a run."""
-    result = []
-    for i, run in enumerate(runs):
-        near = range(max(0, i - reach), min(len(words), i + reach + 1))
-        counts = Counter(word for j in near if runs[j] == run for word in words[j]).values()
-        n = sum(counts)
-        result.append(1e4 * (sum(count**2 for count in counts) - n) / n**2 if n else 0.0)
-    return np.array(result)
 
 
 def thematic_centrality(words, train):
@@ -391,7 +396,7 @@ def score(spans, sentences, reference_words, phases):
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")         # of k-means and SVD, about texts that repeat themselves
         scores["lexical_rarity"] = lexical_rarity(words, reference_words or documents)
-        scores["yules_k"] = yules_k(words, [piece.run for piece in sentences])
+        scores["yules_k"] = yules_k_around(words, [piece.run for piece in sentences])
         scores["thematic_centrality"] = thematic_centrality(words, train)
     scores = {name: np.round(values, 5) for name, values in scores.items()}
     ranks, weights = [rank(scores[name], train) for name in difficulty_weights], difficulty_weights.values()
@@ -639,6 +644,13 @@ def save(folder, streams, texts):
     latest = folder.parent / ".latest.part"
     latest.write_text(folder.name + "\n", encoding="utf-8")
     latest.replace(folder.parent / "latest")
+
+
+def read_prepared(folder):
+    """(text, sentences as segments.jsonl has them, title) of a folder that `save` wrote."""
+    text, lines, statistics = ((folder / name).read_text(encoding="utf-8")
+                               for name in ("text.txt", "segments.jsonl", "statistics.json"))
+    return text, [*map(json.loads, lines.splitlines())], json.loads(statistics).get("title") or folder.name
 
 
 def report(statistics, folder):

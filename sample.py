@@ -23,7 +23,6 @@ import random
 import re
 import time
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor
 
 from configurator import assign, configure, documented, fail, in_range, run_script, write_json
-from model import Config, DiffusionModel, Sampling, Step, denoise, load_model, pad, pick_device, set_up_cpu
+from model import Sampling, denoise, load_model, pad, pick_device, set_up_cpu
 from prepare import Tokenizer
 
 out_dir = "out"               # where train.py left its checkpoints
@@ -60,8 +59,8 @@ CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
 TRIES = 25                      # combinations of gap lengths tried at most
 
 
-def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
-    """(model in eval mode, its tokenizer, the whole checkpoint). User errors end in fail()."""
+def load(path, device=""):
+    """(model in eval mode, its Tokenizer, the whole checkpoint), or fail()."""
     try:
         where = pick_device(device)
         model, checkpoint = load_model(path)
@@ -77,12 +76,12 @@ def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
 
 
 # ---- text and gaps
-# A text to fill is a list of parts: a str is fixed, an int is a gap of that many tokens. A token carries the
-# space before its word, so a space before a gap is left to the gap's first token: alone it would be a token
-# that training has hardly shown. `texts` puts it back: fixed text comes back as it was given.
+# A text to fill is a list of parts: a str is fixed, an int is a gap of that many tokens, None one of unknown
+# length. A token carries the space before its word, so a space before a gap is left to the gap's first token:
+# alone it would be a token that training has hardly shown. `texts` puts it back.
 
-def parse_template(template: str) -> list[str | int | None]:
-    """The parts of a template: two or more underscores are a gap, of the length in brackets or of None."""
+def parse_template(template):
+    """The parts of a template, whose gaps are two or more underscores, maybe with a length in brackets."""
     parts, end = [], 0
     for gap in re.finditer(r"__+(?:\((\d+)\))?", template):
         parts += [template[end:gap.start()], int(gap[1]) if gap[1] else None]
@@ -90,13 +89,13 @@ def parse_template(template: str) -> list[str | int | None]:
     return [part for part in [*parts, template[end:]] if part != ""]
 
 
-def canvas(tokenizer: Tokenizer, parts: list[str | int], config: Config) -> Tensor:
+def canvas(tokenizer, parts, config):
     """(T,) int64: the tokens of fixed text, and the [MASK]s of gaps; ValueError for one of no token."""
     ids = itertools.chain(*_tokenize(tokenizer, parts, config.mask_id))
     return torch.tensor(list(ids), dtype=torch.long)
 
 
-def texts(tokenizer: Tokenizer, parts: list[str | int], row: Tensor) -> list[str]:
+def texts(tokenizer, parts, row):
     """One str per part of a filled canvas `row` (T,): fixed text exactly as given; a gap without white space
     beside other or at an end of the text, without half characters, and without control characters, which
     could command a terminal."""
@@ -132,7 +131,7 @@ def _tokenize(tokenizer, parts, mask_id):
 
 # ---- filling
 
-def word_starts(tokenizer: Tokenizer, parts: list[str | int]) -> Tensor:
+def word_starts(tokenizer, parts):
     """(T,) bool: the first token of each gap of a canvas that follows a space, and has to bring it."""
     result = []
     for before, part, ids in zip(["", *parts], parts, _tokenize(tokenizer, parts, -1)):
@@ -141,15 +140,14 @@ def word_starts(tokenizer: Tokenizer, parts: list[str | int]) -> Tensor:
     return torch.tensor(result, dtype=torch.bool)
 
 
-def not_words(tokenizer: Tokenizer) -> Tensor:
+def not_words(tokenizer):
     """(n_text,) bool: the tokens that are not a space with something behind it."""
     result = torch.tensor([not (token[:1] == b" " and token[1:].strip()) for token in tokenizer.tokens[:-3]])
     # in a script without spaces none is barred
     return result if not result.all() else torch.zeros_like(result)
 
 
-def batches(model: DiffusionModel, rows: list[Tensor], seeds: list[int], how: Sampling | None = None,
-            bar: tuple[list[Tensor], Tensor] | None = None) -> Iterator[tuple[list[int], Iterator[Step]]]:
+def batches(model, rows, seeds, how=None, bar=None):
     """Fill 1-d canvases, in order: yield (indices of a batch's rows, its Steps). `bar` is (one `word_starts`
     per row, `not_words`). A row's text does not depend on its batch. ValueError as in denoise."""
     positions, todo = 1024 if model.device.type == "cpu" else 8192, list(range(len(rows)))
@@ -162,11 +160,10 @@ def batches(model: DiffusionModel, rows: list[Tensor], seeds: list[int], how: Sa
         yield batch, denoise(model, tokens, [seeds[i] for i in batch], how, bar=barred)
 
 
-def generate(model: DiffusionModel, rows: list[Tensor], seeds: list[int],
-             how: Sampling | None = None) -> list[Tensor]:
+def generate(model, rows, seeds, how=None):
     """Fill the [MASK]s of 1-d canvases of any lengths: the filled rows, in order."""
     filled = list(rows)
-    for batch, events in batches(model, rows, seeds, how=how):
+    for batch, events in batches(model, rows, seeds, how):
         for step in events:
             for i, tokens in zip(batch, step.tokens):
                 filled[i] = tokens[:len(rows[i])]
@@ -176,14 +173,13 @@ def generate(model: DiffusionModel, rows: list[Tensor], seeds: list[int],
 class Job(NamedTuple):
     """One text to write."""
     prompt: str  # as the user gave it
-    parts: list[str | int]
+    parts: list
     row: Tensor  # (T,) its canvas
     seed: int
 
 
-def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list[str | int | None], seed: int,
-           how: Sampling) -> Job:
-    """The job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose tokens were
+def job_of(model, tokenizer, prompt, parts, seed, how):
+    """The Job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose tokens were
     likeliest on average when they were decided. (The whole text's would favour long gaps: what the model
     writes is likelier than what people do.)"""
     try:
@@ -214,8 +210,7 @@ def job_batches(model, tokenizer, jobs, how):
     return batches(model, [job.row for job in jobs], [job.seed for job in jobs], how, bar)
 
 
-def write(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], how: Sampling,
-          watch=None) -> Iterator[tuple[int, Tensor, dict]]:
+def write(model, tokenizer, jobs, how, watch=None):
     """Fill jobs; yield (index, filled row, result as in --output) as they are done. watch(jobs, Step,
     seconds) sees each step of a batch."""
     for batch, events in job_batches(model, tokenizer, jobs, how):
@@ -252,9 +247,9 @@ class Cell(NamedTuple):
 STYLES = {"given": "bold", "mask": "blue", "new": "bold underline green", "back": "strike red"}
 
 
-def cells(tokenizer: Tokenizer, row: Tensor, step: Step, draft: bool) -> list[Cell]:
-    """The state of a lone canvas `row` (T,) after `step`. A character of several tokens is in the last one's
-    cell. A mask is as long as the draft under it, ▓ ▒ ░ by rising confidence; with `draft` it is that."""
+def cells(tokenizer, row, step, draft):
+    """A Cell for each token of a lone canvas `row` (T,) after a Step. A character of several tokens is in the
+    last one's. A mask is as long as the draft under it, ▓ ▒ ░ by rising confidence; `draft` shows that."""
     decoder, hidden, result = codecs.getincrementaldecoder("utf-8")(errors="ignore"), False, []
     mask_id = tokenizer.special["[MASK]"]
     columns = (row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence)
@@ -272,13 +267,13 @@ def cells(tokenizer: Tokenizer, row: Tensor, step: Step, draft: bool) -> list[Ce
     return result
 
 
-def is_draft(cell: Cell) -> bool:
-    """A mask that shows what the model would put there?"""
+def is_draft(cell):
+    """Whether a mask shows what the model would put there."""
     return cell.state == "mask" and bool(cell.text.strip(" ▓▒░"))
 
 
-def painted(shown: list[Cell]):
-    """Cells as one rich Text: the surer, the brighter; a draft under its mask is dim."""
+def painted(shown):
+    """Cells as one rich Text: the surer, the brighter."""
     from rich.text import Text
     text = Text()
     for cell in shown:
@@ -287,8 +282,8 @@ def painted(shown: list[Cell]):
     return text
 
 
-def frame(console, shown: list[Cell], step: Step, seconds: float):
-    """What the terminal shows: as much of the text as fits around its first mask, and a bar."""
+def frame(console, shown, step, seconds):
+    """What the terminal shows of Cells: as much as fits around the first mask, and a bar."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
@@ -308,22 +303,22 @@ def frame(console, shown: list[Cell], step: Step, seconds: float):
     return Group(Text("\n").join(lines[top:top + room]), Text(), *below)
 
 
-def with_style(name: str) -> str:
+def with_style(name):
     """The text of a page that stands beside this script, page.css in it."""
     css, page = (Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("page.css", name))
     return page.replace("/* page.css */\n", css, 1)
 
 
-def save_html(path: str, frames: list[list[Cell]], seconds_per_frame: float):
-    """sample.html with `frames`, as JSON, in it: a page that plays them and needs nothing else."""
+def save_html(path, frames, seconds_per_frame):
+    """A page that plays `frames` (lists of Cells) and needs nothing else: sample.html with them in it."""
     data = json.dumps([[(cell.text, "guess" if is_draft(cell) else cell.state) for cell in shown]
                        for shown in frames], ensure_ascii=False)
     page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
     Path(path).write_text(page.replace("FRAMES", data.replace("<", "\\u003c")), encoding="utf-8")
 
 
-def places(text: str, fonts: list, width: int) -> list[tuple[float, int]]:
-    """(x in pixels, line) of each character of a text, and of its end, broken between words; a font each."""
+def places(text, fonts, width):
+    """(x in pixels, line) of each character of a text, each with its font, and of the text's end."""
     where, x, line = [], 0.0, 0
     for piece in re.findall(r"\n|\S{1,40}|.", text):
         font = fonts[len(where)]
@@ -338,7 +333,7 @@ def places(text: str, fonts: list, width: int) -> list[tuple[float, int]]:
     return [*where, (x, line)]
 
 
-def save_gif(file, frames: list[list[Cell]], seconds_per_frame: float):
+def save_gif(file, frames, seconds_per_frame):
     """The same as a GIF, in page.css's light colours and a typeface that matplotlib brings, at a path or in
     a binary file. As on the page a mask is as wide as the word that will stand there, and what is decided
     glows and settles. Of a long run not every step is shown."""
@@ -403,12 +398,12 @@ def terminal():
     return Console(stderr=True, highlight=False, emoji=False)
 
 
-def moving() -> bool:
-    """Can pictures move there?"""
+def moving():
+    """Whether pictures can move there."""
     return terminal().is_terminal and not terminal().is_dumb_terminal
 
 
-def say(message, style: str = ""):
+def say(message, style=""):
     """Print to stderr, in a terminal broken between words."""
     if terminal().is_terminal:
         terminal().print(message, style=style, markup=False)
@@ -416,7 +411,7 @@ def say(message, style: str = ""):
         print(message, file=sys.stderr, flush=True)
 
 
-def show(job: Job, text: str):
+def show(job, text):
     """Print a text; in a terminal broken between words, what was given in bold."""
     if not sys.stdout.isatty():
         return print(text, flush=True)
@@ -438,7 +433,7 @@ def bar_of(*columns):
                     disable=not moving(), redirect_stdout=False, redirect_stderr=False)
 
 
-def perform(model, tokenizer, job: Job, knobs: dict):
+def perform(model, tokenizer, job, knobs):
     """(filled row, result) of a lone job, watched, and its animation saved, as the knobs say."""
     frames, how, path = [], Sampling(**knobs["sampling"]), knobs["save_animation"]
     watched = knobs["animate"] and moving()
@@ -465,7 +460,7 @@ def perform(model, tokenizer, job: Job, knobs: dict):
     return row, result
 
 
-def measure(model, tokenizer, jobs: list[Job], how: Sampling):
+def measure(model, tokenizer, jobs, how):
     """--benchmark: a table of speeds on stdout, line by line."""
     runs = [{"order": order, "steps": n} for order in CHOICES["order"] for n in (8, 25, 64)]
     runs += [{"threshold": 0.9}, {"threshold": 0.5}, {"entropy_bound": 0.5}, {"entropy_bound": 2.0}]
@@ -488,7 +483,7 @@ def measure(model, tokenizer, jobs: list[Job], how: Sampling):
             progress.advance(task)
 
 
-def write_all(model, tokenizer, jobs: list[Job], knobs: dict):
+def write_all(model, tokenizer, jobs, knobs):
     """The results of all jobs, printed and put into `output` as they are done."""
     from rich.progress import TaskProgressColumn, TimeRemainingColumn
     results = []
@@ -537,8 +532,8 @@ COMMANDS = [line.split()[0] for line in HELP.splitlines()]
 SETTABLE = (*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed", "draft", "save_animation")
 
 
-def parts_of(text: str, knobs: dict, gaps: bool) -> list[str | int | None]:
-    """What is to be written for a text: its gaps, if `gaps`, or what follows up to the suffix."""
+def parts_of(text, knobs, gaps):
+    """What is to be written for a text, as parts: its gaps, if `gaps`, or what follows up to the suffix."""
     parts, after = parse_template(text), knobs["suffix"]
     if gaps and any(not isinstance(part, str) for part in parts):
         return parts
@@ -560,7 +555,7 @@ def converse(model, tokenizer, knobs):
         readline.set_completer(complete)
         readline.parse_and_bind("tab: complete")
         readline.read_history_file(history)
-    past: list[tuple[Job, Tensor, dict]] = []
+    past = []           # of each text its Job, filled row and result
     say("Type the beginning of a text, or a text with gaps (____). /help lists commands.")
     # for readline, what stands between \1 and \2 has no width
     colour = "\1\033[1;34m\2> \1\033[0m\2" if terminal().color_system else "> "
@@ -582,7 +577,7 @@ def converse(model, tokenizer, knobs):
         readline.write_history_file(history)
 
 
-def options(line: str) -> list[str]:
+def options(line):
     """What may complete the last word of an interactive line."""
     words = line.split(" ")
     if words[0] == "/set" and len(words) > 1:
@@ -590,8 +585,8 @@ def options(line: str) -> list[str]:
     return list(COMMANDS) if line.startswith("/") and len(words) == 1 else []
 
 
-def command(line, model, tokenizer, knobs, past: list[tuple[Job, Tensor, dict]]):
-    """Do what one interactive line says; `past` holds the texts so far. ValueError or fail() if it cannot."""
+def command(line, model, tokenizer, knobs, past):
+    """Do what one interactive line says. ValueError or fail() if it cannot."""
     name, _, argument = line.partition(" ")
     argument, how, job = argument.strip(), Sampling(**knobs["sampling"]), None
     if name.startswith("/") and name not in COMMANDS:
@@ -651,8 +646,8 @@ def save(path, result):
     return f"saved in {path}"
 
 
-def remasked(last: Job, row: Tensor, span, mask_id):
-    """The job of writing a span of the last text's tokens, such as 2-5, anew."""
+def remasked(last, row, span, mask_id):
+    """The Job of writing a span of the last text's tokens, such as 2-5, anew."""
     places = (last.row == mask_id).nonzero()[:, 0]
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
     first, end = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
@@ -693,7 +688,7 @@ the book's style and knows nothing else. Every script of the program that traine
 """
 
 
-def share(folder: str, path: str, saved: dict) -> None:
+def share(folder, path, saved):
     """Write a checkpoint as others can read it, with the figures of evaluation.json if they are its own."""
     from safetensors.torch import save
     Path(folder).mkdir(parents=True, exist_ok=True)
