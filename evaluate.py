@@ -226,7 +226,7 @@ def memorization(texts, source, decode):
             "copied_share": copied / total if total else None, "tokens": total, "novelty": novelty}
 
 
-# ---- style: inside the book's own variation?
+# ---- style
 
 INSIDE, LESS = "↔", "↓"     # best inside the book's own range, or low
 STYLE = {       # label, unit, direction; those that are better lower are distances from the book
@@ -596,7 +596,7 @@ def prepared(name):
 
 
 class Source(NamedTuple):
-    """A book as prepare.py left it."""
+    """A prepared book."""
     name: str
     title: str
     train: list         # examples, lists of ids
@@ -698,14 +698,14 @@ def look_at(texts, ids, prompts, train_text, train_ids, ngram, english, decode):
     alike, some = Similarity(passages, english), spread(passages, 100)
     found = {"similarity": {}, "diversity": {}, "memorization": {}, "judged": {}}
     for group, members in texts.items():
-        similar = {respect: float(values.mean()) for respect, values in alike.between(members, some).items()}
         varied = diversity(members, prompts if group == "generated" else list(range(len(members))), alike)
         nats = np.mean(np.concatenate([ngram.nats(i) for i in ids[group]]))
-        judged = {"ngram_perplexity": math.exp(nats), "twin_perplexity": None} | {
-            key: varied[key] for key in ("entropy", "repetition")}
-        copied = memorization(ids[group], train_ids, decode)
-        for name, figures in zip(found, (similar, varied, copied, judged)):
-            found[name][group] = figures
+        found["similarity"][group] = {respect: float(values.mean())
+                                      for respect, values in alike.between(members, some).items()}
+        found["diversity"][group] = varied
+        found["memorization"][group] = memorization(ids[group], train_ids, decode)
+        found["judged"][group] = {"ngram_perplexity": math.exp(nats), "twin_perplexity": None,
+                                  "entropy": varied["entropy"], "repetition": varied["repetition"]}
     return found
 
 
@@ -794,10 +794,10 @@ def compare_all(found):
 def paired(one, other):
     """(bits per byte by which one costs more than the other, its standard error) over the same chunks and
     masks, or, where a vocabulary or context cuts others, over the examples they are cut from."""
-    pairs = one.nats, one.sizes, other.nats, other.sizes
-    if not np.array_equal(one.sizes, other.sizes):
-        pairs = [np.bincount(e.example, values) for e in (one, other) for values in (e.nats, e.sizes)]
-    nats, sizes, others, same = pairs
+    nats, sizes, others, same = one.nats, one.sizes, other.nats, other.sizes
+    if not np.array_equal(sizes, same):
+        nats, sizes = (np.bincount(one.example, values) for values in (nats, sizes))
+        others, same = (np.bincount(other.example, values) for values in (others, same))
     if np.array_equal(sizes, same):
         return bits_per_byte(nats - others, sizes)
     return bits_per_byte(nats, sizes)[0] - bits_per_byte(others, same)[0], None

@@ -82,11 +82,9 @@ def load(path, device=""):
 
 def parse_template(template):
     """The parts of a template, whose gaps are two or more underscores, maybe with a length in brackets."""
-    parts, end = [], 0
-    for gap in re.finditer(r"__+(?:\((\d+)\))?", template):
-        parts += [template[end:gap.start()], int(gap[1]) if gap[1] else None]
-        end = gap.end()
-    return [part for part in [*parts, template[end:]] if part != ""]
+    parts = re.split(r"__+(?:\((\d+)\))?", template)
+    parts[1::2] = [length and int(length) for length in parts[1::2]]
+    return [part for part in parts if part != ""]
 
 
 def canvas(tokenizer, parts, config):
@@ -143,13 +141,12 @@ def word_starts(tokenizer, parts):
 def not_words(tokenizer):
     """(n_text,) bool: the tokens that are not a space with something behind it."""
     result = torch.tensor([not (token[:1] == b" " and token[1:].strip()) for token in tokenizer.tokens[:-3]])
-    # in a script without spaces none is barred
-    return result if not result.all() else torch.zeros_like(result)
+    return result if not result.all() else torch.zeros_like(result)     # without spaces none is barred
 
 
 def batches(model, rows, seeds, how=None, bar=None):
-    """Fill 1-d canvases, in order: yield (indices of a batch's rows, its Steps). `bar` is (one `word_starts`
-    per row, `not_words`). A row's text does not depend on its batch. ValueError as in denoise."""
+    """Fill 1-d canvases, in order: yield (indices of a batch's rows, its Steps). `bar` is (each
+    row's `word_starts`, `not_words`). A row's text does not depend on its batch. ValueError as in denoise."""
     positions, todo = 1024 if model.device.type == "cpu" else 8192, list(range(len(rows)))
     while todo:
         widths = itertools.accumulate((len(rows[i]) for i in todo), max)
@@ -161,7 +158,7 @@ def batches(model, rows, seeds, how=None, bar=None):
 
 
 def generate(model, rows, seeds, how=None):
-    """Fill the [MASK]s of 1-d canvases of any lengths: the filled rows, in order."""
+    """The rows that 1-d canvases of any lengths become."""
     filled = list(rows)
     for batch, events in batches(model, rows, seeds, how):
         for step in events:
@@ -171,7 +168,6 @@ def generate(model, rows, seeds, how=None):
 
 
 class Job(NamedTuple):
-    """One text to write."""
     prompt: str  # as the user gave it
     parts: list
     row: Tensor  # (T,) its canvas
@@ -180,8 +176,8 @@ class Job(NamedTuple):
 
 def job_of(model, tokenizer, prompt, parts, seed, how):
     """The Job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose tokens were
-    likeliest on average when they were decided. (The whole text's would favour long gaps: what the model
-    writes is likelier than what people do.)"""
+    likeliest on average. (The whole text's would favour long gaps: what the model writes is likelier than
+    what people do.)"""
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -238,7 +234,6 @@ def write(model, tokenizer, jobs, how, watch=None):
 # ---- watching
 
 class Cell(NamedTuple):
-    """A token as it is shown."""
     text: str
     state: str  # given, mask, new (just revealed), set (revealed before), back (just taken back)
     confidence: float
@@ -393,13 +388,12 @@ def save_gif(file, frames, seconds_per_frame):
 
 @functools.cache
 def terminal():
-    """What is on stderr, as rich sees it."""
     from rich.console import Console
     return Console(stderr=True, highlight=False, emoji=False)
 
 
 def moving():
-    """Whether pictures can move there."""
+    """Whether pictures can move on stderr."""
     return terminal().is_terminal and not terminal().is_dumb_terminal
 
 
@@ -427,7 +421,7 @@ def show(job, text):
 
 
 def bar_of(*columns):
-    """A progress bar that leaves nothing behind; none where nothing can move."""
+    """A progress bar that leaves nothing behind."""
     from rich.progress import BarColumn, Progress
     return Progress("{task.description}", BarColumn(20), *columns, console=terminal(), transient=True,
                     disable=not moving(), redirect_stdout=False, redirect_stderr=False)
@@ -461,7 +455,7 @@ def perform(model, tokenizer, job, knobs):
 
 
 def measure(model, tokenizer, jobs, how):
-    """--benchmark: a table of speeds on stdout, line by line."""
+    """--benchmark: a table of speeds."""
     runs = [{"order": order, "steps": n} for order in CHOICES["order"] for n in (8, 25, 64)]
     runs += [{"threshold": 0.9}, {"threshold": 0.5}, {"entropy_bound": 0.5}, {"entropy_bound": 2.0}]
     line = "{:<17} {:>5} {:>5} {:>8} {:>9}"
@@ -508,8 +502,7 @@ def write_all(model, tokenizer, jobs, knobs):
             progress.update(task, completed=len(results) + len(batch) * step.step / step.of)
 
         for i, _, result in write(model, tokenizer, jobs, sampling, watch):
-            # what is printed meanwhile stands above the bar
-            progress.stop()
+            progress.stop()         # what is printed meanwhile stands above the bar
             keep(jobs[i], result)
             progress.start()
             progress.update(task, completed=i + 1, description=f"{i + 1}/{len(jobs)} texts")
@@ -544,8 +537,7 @@ def parts_of(text, knobs, gaps):
 def converse(model, tokenizer, knobs):
     """--interactive: a line is a text to continue or a template to fill, or one of COMMANDS."""
     history = Path(out_dir, "sample_history")
-    # Windows has no readline; a first session has no history
-    with contextlib.suppress(ImportError, OSError):
+    with contextlib.suppress(ImportError, OSError):     # Windows has no readline, a first session no history
         import readline
 
         def complete(text, state):
@@ -558,10 +550,10 @@ def converse(model, tokenizer, knobs):
     past = []           # of each text its Job, filled row and result
     say("Type the beginning of a text, or a text with gaps (____). /help lists commands.")
     # for readline, what stands between \1 and \2 has no width
-    colour = "\1\033[1;34m\2> \1\033[0m\2" if terminal().color_system else "> "
+    sign = "\1\033[1;34m\2> \1\033[0m\2" if terminal().color_system else "> "
     while True:
         try:
-            line = input(colour if sys.stdin.isatty() else "")
+            line = input(sign if sys.stdin.isatty() else "")
             if line.strip() == "/quit":
                 break
             command(line, model, tokenizer, knobs, past)
@@ -622,7 +614,7 @@ def command(line, model, tokenizer, knobs, past):
 
 
 def change(knobs, key, value):
-    """Set a knob, and say so. ValueError or fail() for an impossible value."""
+    """Set a knob -> what to say, or ValueError or fail()."""
     if key not in SETTABLE:
         raise ValueError(f"/set takes a knob and a value; knobs: {', '.join(SETTABLE)}")
     kinds = {f"sampling.{f.name}": f.type for f in fields(Sampling)}
@@ -636,7 +628,7 @@ def change(knobs, key, value):
 
 
 def save(path, result):
-    """Keep a text, and say so."""
+    """Keep a text -> what to say."""
     if not path:
         raise ValueError("/save takes a file's name")
     if path.endswith(".json"):
@@ -660,7 +652,6 @@ def remasked(last, row, span, mask_id):
 # ---- the program
 
 def check():
-    """fail() where knobs do not fit together."""
     if template and (prompt or suffix):
         fail("--template stands alone: put the prompt and the suffix into it")
     if bool(template) + bool(batch) + interactive + benchmark > 1:
@@ -714,8 +705,7 @@ def share(folder, path, saved):
 def main():
     knobs = configure(globals(), positional="prompt")
     check()
-    # a terminal that cannot show a character shows ?
-    sys.stdout.reconfigure(errors="replace")
+    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show a character shows ?
     path = checkpoint or os.path.join(out_dir, "best.pt")
     model, tokenizer, saved = load(path, device)
     if sys.stderr.isatty():

@@ -135,7 +135,6 @@ def checked_row(message, settings, tokenizer, config):
 
 
 def checked_ids(message, key, end):
-    """The list of whole numbers below `end` under `key`."""
     ids = message.get(key)
     whole = isinstance(ids, list) and all(type(i) is int and 0 <= i < end for i in ids)
     if not whole or not 1 <= len(ids) <= longest:
@@ -152,10 +151,9 @@ def doubtful(model, row, positions):
     for start in range(0, len(row), size):
         here = sorted(p for p in set(positions) if start <= p < start + size)
         for hidden in filter(None, (here[k::4] for k in range(4))):
-            masked = row.clone()
-            masked[hidden] = model.config.mask_id
             where = torch.zeros_like(row, dtype=torch.bool)
             where[hidden] = True
+            masked = row.masked_fill(where, model.config.mask_id)
             read = (x[None, start:start + size].to(model.device) for x in (masked, where))
             log_p = model(*read).float().cpu().log_softmax(1)
             chances |= zip(hidden, log_p.gather(1, row[hidden][:, None])[:, 0].tolist())
@@ -182,10 +180,8 @@ def step_message(step, seconds):
 
 
 class Book:
-    """The text that the model was trained on, if it lies in data/, to hold what is written against it.
-
-    A token is a character of `ids`: str.find is quick, and every vocabulary here ends before the surrogates.
-    """
+    """The text that the model was trained on, if it lies in data/, to hold what is written against it. A
+    token is a character of `ids`: str.find is quick, and every vocabulary here ends before the surrogates."""
 
     def __init__(self, name, tokenizer):
         self.tokenizer, self.title, self.ids, self.prompts, self.passage = tokenizer, name, "", [], ""
@@ -224,7 +220,7 @@ def openings(text, sentences):
 
 
 def dashboard(model, tokenizer, saved, book, allowed):
-    """Everything that /api/model says."""
+    """What /api/model says."""
     training, config = saved.get("training", {}), model.config
     return {"book": book.title or "an unnamed book", "book_at_hand": bool(book.ids), "prompts": book.prompts,
             "passage": book.passage, "vocabulary": tokenizer.vocab_size, "mask": config.mask_id,
@@ -269,7 +265,6 @@ class Writer:
         self.in_use, self.connections = threading.Lock(), threading.BoundedSemaphore(CONNECTIONS)
 
     def talk(self, ws):
-        """Serve a WebSocket until it ends."""
         if not self.connections.acquire(blocking=False):
             return ws.close(1013, "too many connections")
         recent = deque(maxlen=MESSAGES_PER_SECOND)
@@ -354,10 +349,8 @@ class Writer:
 # ---- the server
 
 def is_served(name, port, host):
-    """Whether name, of a Host header or an Origin, is this server's: "127.0.0.1:5000", say.
-
-    A name that someone else's DNS points here (rebinding) is not. Listening everywhere, any bare IP is.
-    """
+    """Whether name, of a Host header or an Origin, is this server's: "127.0.0.1:5000", say. A name that
+    someone else's DNS points here (rebinding) is not. Listening everywhere, any bare IP is."""
     name, _, asked = name.lower().rpartition(":") if re.search(r":\d+$", name) else (name.lower(), "", "80")
     name = name.strip("[]")
     if host in EVERYWHERE:
@@ -425,7 +418,6 @@ def create_app(writer, about, host, port, outer):
 
 
 def listen():
-    """The socket that --host and --port name."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
