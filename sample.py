@@ -56,7 +56,7 @@ benchmark = False             # tokens per second over steps and orders
 save_model = ""               # a folder for the model as others read it: safetensors, JSON, a model card
 
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
-TRIES = 25                      # combinations of gap lengths tried at most
+TRIES = 25                    # combinations of gap lengths tried at most
 
 
 def load(path, device=""):
@@ -191,13 +191,13 @@ def job_of(model, tokenizer, prompt, parts, seed, how):
     jobs = [Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed) for attempt in tries]
     if not unknown:
         return jobs[0]
-    likelihood = [0.0] * len(jobs)
+    likelihood = {}
     for batch, events in job_batches(model, tokenizer, jobs, how):
         for step in events:
             for i, p in zip(batch, step.confidence.log()):
                 row = jobs[i].row
                 likelihood[i] = float(p[:len(row)][row == model.config.mask_id].mean())
-    return jobs[max(range(len(jobs)), key=likelihood.__getitem__)]
+    return jobs[max(likelihood, key=likelihood.get)]
 
 
 def job_batches(model, tokenizer, jobs, how):
@@ -347,25 +347,25 @@ def save_gif(file, frames, seconds_per_frame):
     ends = list(itertools.accumulate((len(cell.text) for cell in frames[-1]), initial=0))
     fonts = [italic if cell.state == "given" else upright for cell in frames[-1] for _ in cell.text]
     where = places("".join(cell.text for cell in frames[-1]), fonts, 840 - 2 * margin)
-    size = 840, height * (where[-1][1] + 1) + 2 * margin
+    size, last = (840, height * (where[-1][1] + 1) + 2 * margin), len(frames) - 1
     every, glow, images = -(-len(frames) // 130), [0.0] * len(frames[0]), []
     palette = Image.new("P", (1, 1))
     palette.putpalette([c for name in ("ink", "new", "soft", "dim", "back", "mark") for step in range(16)
                         for c in mix("paper", name, step / 15)])
-    settled = [[cell._replace(state="set" if cell.state == "new" else cell.state) for cell in frames[-1]]] * 3
-    for step, shown in enumerate(frames + settled):
-        glow = [1.0 if cell.state == "new" else max(0.0, g - 1 / 3) for cell, g in zip(shown, glow)]
-        if step % every and step < len(frames) - 1:
+    for step in range(last + 4):                # three more, in which the last word's glow settles
+        shown = frames[min(step, last)]
+        glow = [1.0 if cell.state == "new" and step <= last else max(0.0, g - 1 / 3)
+                for cell, g in zip(shown, glow)]
+        if step % every and step < last:
             continue
         image = Image.new("RGB", size, ink["paper"])
         pen = ImageDraw.Draw(image)
-        count = f"step {min(step, len(frames) - 1)} of {len(frames) - 1}"
-        pen.text((840 - margin, size[1] - 18), count, ink["dim"], small, "rs")
+        pen.text((840 - margin, size[1] - 18), f"step {min(step, last)} of {last}", ink["dim"], small, "rs")
         for i, cell in enumerate(shown):
-            body, last = cell.text.strip(), frames[-1][i].text
-            x, line = where[ends[i] + len(last) - len(last.lstrip())]
+            body, word = cell.text.strip(), frames[-1][i].text
+            x, line = where[ends[i] + len(word) - len(word.lstrip())]
             font = italic if cell.state == "given" or is_draft(cell) else upright
-            x, base, room = x + margin, margin + height * line + 30, font.getlength(last.strip())
+            x, base, room = x + margin, margin + height * line + 30, font.getlength(word.strip())
             if cell.state == "mask" and not is_draft(cell):
                 if room > 3:
                     pen.rectangle((x + 1, base - 8, x + room - 2, base - 7), ink["mark"])
