@@ -5,8 +5,8 @@
     python evaluate.py --compare=out_causal,out_no_curriculum  # side by side; a causal one judges samples too
     python evaluate.py --text1="It was dark." --text2=chapter.txt  # only compare two texts
 
-Every draw comes from --seed, so the same evaluation on the same machine gives the same numbers, times and
-memory excepted. What cannot be measured is null in the file, with the reason in its `notes`.
+Every draw comes from --seed: the same evaluation on the same machine gives the same numbers, times and memory
+excepted. What cannot be measured is null in the file, with the reason in its `notes`.
 """
 import base64
 import bz2
@@ -32,7 +32,7 @@ from rich.progress import BarColumn, Progress, TimeElapsedColumn
 import sample
 from configurator import configure, fail, run_script, write_json
 from model import Sampling, count_parameters, held_out_bound, hide, pad, parts, peak_memory_gb
-from prepare import clean, is_english, read_book, words_of
+from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
 
 out_dir = "out"         # where train.py left its checkpoints, and where the evaluation goes
 checkpoint = ""         # a checkpoint's path; empty: best.pt in out_dir
@@ -55,6 +55,7 @@ text2 = ""              # the other text
 NGRAM_ORDER = 4         # of the n-gram baseline; on one book a fifth token gains nothing measurable
 RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)    # mask rates of the masked perplexity
 MASK_DRAWS = 4          # masks per sequence and rate
+COPIED = 8              # tokens; a run this long that stands in the training text is a copy
 REPLICATES = 200        # bootstrap samples of the book's own style,
 RUN = 8                 # in runs of this many neighbouring passages, about a scene
 
@@ -62,8 +63,8 @@ RUN = 8                 # in runs of this many neighbouring passages, about a sc
 # ---- an n-gram model
 
 class NGram:
-    """Interpolated Kneser-Ney (Chen and Goodman 1999, sec. 2.7) over token ids 0 .. vocab-1, the unigram
-    interpolated with the uniform distribution, so that every token has a probability.
+    """Interpolated Kneser-Ney (Chen and Goodman 1999, sec. 2.7), learnt from lists of ids 0 .. vocab-1, the
+    unigram interpolated with the uniform distribution, so that every token has a probability.
 
     The discount of each order is n1 / (n1 + 2·n2) (Ney et al. 1994). A sequence begins without context: its
     first tokens are predicted by lower orders, whose counts are of distinct left neighbours, the beginning
@@ -71,16 +72,10 @@ class NGram:
     """
 
     def __init__(self, order, vocab, sequences):
-        """Learn from lists of token ids."""
-        # of each order: discount, counts, and by context their sum and how many are distinct
-        self.vocab, self.tables = vocab, []
+        self.vocab, self.tables = vocab, []     # discount, counts, by context their sum and number
         for k in range(1, order + 1):
-            places = [(s, i) for s in sequences for i in range(len(s) - k + 1)]
-            if k == order:
-                counts = Counter(tuple(s[i:i + k]) for s, i in places)
-            else:
-                extended = {(s[i - 1] if i else None, *s[i:i + k]) for s, i in places}
-                counts = Counter(gram[1:] for gram in extended)
+            grams = [(s[i - 1] if i else None, *s[i:i + k]) for s in sequences for i in range(len(s) - k + 1)]
+            counts = Counter(gram[1:] for gram in (grams if k == order else set(grams)))
             seen = Counter(counts.values())
             # without a count of one, any discount will do
             discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5
@@ -91,7 +86,7 @@ class NGram:
             self.tables.append((discount, counts, total, distinct))
 
     def nats(self, tokens):
-        """-log p of each token given those before it: float64, one per token."""
+        """-log p of each token given those before it, float64."""
         result = np.empty(len(tokens))
         for i in range(len(tokens)):
             p = 1 / self.vocab
@@ -123,12 +118,10 @@ def passages_of(text, length):
 
 
 def ngrams(items, n):
-    """All n-grams of a sequence, as tuples."""
     return [tuple(items[i:i + n]) for i in range(len(items) - n + 1)]
 
 
 def type_token_ratio(words):
-    """Distinct words per word."""
     return len(set(words)) / len(words)
 
 
@@ -153,23 +146,15 @@ def mtld(words, threshold=0.72):
     return (one_way(words) + one_way(words[::-1])) / 2
 
 
-def yules_k(words):
-    """Yule's K = 10^4 · (Σ i²·V_i - N) / N², V_i the number of words that occur i times (Yule 1944): higher
-    is more repetitive."""
-    return 1e4 * (sum(c * c for c in Counter(words).values()) - len(words)) / len(words) ** 2
-
-
 def burrows_delta(first, second, spread):
-    """Mean over words of |z - z'|, how far two texts' relative frequencies (W,) lie apart in standard
-    deviations of a corpus, `spread` (W,) (Burrows 2002; this form: Argamon 2008); words that never vary are
-    left out."""
+    """How far two texts' relative frequencies (W,) lie apart, in standard deviations of a corpus, `spread`
+    (W,); the mean over words that vary (Burrows 2002; this form: Argamon 2008)."""
     varies = spread > 0
     return float(np.mean(np.abs(first - second)[varies] / spread[varies]))
 
 
 def jensen_shannon(p, q):
-    """Distance of two count vectors' distributions, 0 (the same) to 1 (nothing in common, or one of them
-    empty)."""
+    """Distance of two count vectors' distributions, 0 (the same) to 1 (nothing in common, or none in one)."""
     from scipy.spatial.distance import jensenshannon
     return float(jensenshannon(p, q, base=2)) if np.any(p) and np.any(q) else 1.0
 
@@ -194,12 +179,11 @@ def entropy(texts):
 
 
 def self_bleu(texts):
-    """Mean BLEU-4 of each text (a list of words) against all others (Zhu et al., 1802.01886); None for
-    fewer than two."""
+    """Mean BLEU-4 of each text (a list of words) against all others (Zhu et al., 1802.01886), or None."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     if len(texts) < 2:
         return None
-    smooth = SmoothingFunction().method1    # an n of which none is shared is no reason to forget the others
+    smooth = SmoothingFunction().method1    # where no n-gram is shared the shorter ones still count
     return float(np.mean([sentence_bleu(texts[:i] + texts[i + 1:], words, smoothing_function=smooth)
                           for i, words in enumerate(texts)]))
 
@@ -220,9 +204,9 @@ def match_lengths(ids, source):
     return lengths
 
 
-def memorization(texts, source, decode, shortest=8):
-    """What texts (lists of ids) copy from source (a list of ids): the longest run; the share of tokens in
-    runs of `shortest` and more; novelty[n], the share of n-grams that source does not have, n = 2 .. 16."""
+def memorization(texts, source, decode):
+    """What texts (lists of ids) copy from source (ids): the longest run, the share of tokens in runs of
+    COPIED and more, and by n the share of n-grams that source does not have."""
     source, total = as_characters(source), sum(map(len, texts))
     found = [match_lengths(as_characters(ids), source) for ids in texts]
     copied, longest, passage = 0, 0, []
@@ -231,7 +215,7 @@ def memorization(texts, source, decode, shortest=8):
         for i, length in enumerate(lengths):
             if length > longest:
                 longest, passage = length, ids[i:i + length]
-            if length >= shortest:
+            if length >= COPIED:
                 copied += i + length - max(i, end)
                 end = i + length
     novelty = {}
@@ -242,11 +226,10 @@ def memorization(texts, source, decode, shortest=8):
             "copied_share": copied / total if total else None, "tokens": total, "novelty": novelty}
 
 
-# ---- style: inside the book's own variation?
+# ---- style
 
 INSIDE, LESS = "↔", "↓"     # best inside the book's own range, or low
-# label, unit, direction; those that are better lower are distances from the book
-STYLE = {
+STYLE = {       # label, unit, direction; those that are better lower are distances from the book
     "sentence_length": ("Sentence length, mean", "words", INSIDE),
     "sentence_spread": ("Sentence length, standard deviation", "words", INSIDE),
     "sentence_profile": ("Sentence lengths", "distance, 0–1", LESS),
@@ -308,7 +291,7 @@ def traits(text, punkt, english):
 
 
 class Passages:
-    """The traits of a book's passages and, behind them, of other groups', where `rows` says."""
+    """The traits of a book's passages and of other groups', each group in its `rows`."""
 
     def __init__(self, of_book, groups, english):
         from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
@@ -350,16 +333,15 @@ class Passages:
         return (np.bincount(fives, minlength=16) / len(fives)).tolist()
 
 
-def style(of_book, groups, english, seed=0):
-    """Is a sample of passages inside the book's own variation?
+def style(of_book, groups, english):
+    """Are groups {name: K passages} inside the variation of the book's own passages, of the same length?
 
-    of_book: many texts of one length; groups: {name: K passages of that length}. K passages drawn from the
-    book in runs of neighbours, again and again (a block bootstrap, Künsch 1989; without replacement, for a
-    passage that came twice would look repetitive), show how each measure varies where the style is the
-    book's by definition; profiles and coverage are taken against the rest of the book. `range` holds 95 %
-    of these draws. `distance` sums up: the root mean square over the measures of the deviation in the
-    draws' standard deviations (upwards alone for what is itself a distance); `limit` is what 99 of 100
-    draws stay under.
+    K of these drawn in runs of neighbours, again and again (a block bootstrap, Künsch 1989; without
+    replacement, for a passage that came twice would look repetitive), show how each measure varies where the
+    style is the book's by definition; profiles and coverage are taken against the rest of the book. `range`
+    holds 95 % of these draws. `distance` is the root mean square over the measures of the deviation in the
+    draws' standard deviations (upwards alone for what is itself a distance); 99 of 100 draws stay under
+    `limit`.
     """
     passages, rng = Passages(of_book, groups, english), np.random.default_rng(seed)
     n, size = len(of_book), len(next(iter(groups.values())))
@@ -375,8 +357,7 @@ def style(of_book, groups, english, seed=0):
         values["delta"] = burrows_delta(here, there, spread_of_words)
     draws, measured = [values for values, *_ in draws], {name: found[0] for name, found in measured.items()}
     own = {name: np.array([values[name] for values in draws]) for name in STYLE if name in draws[0]}
-    # what never varies measures nothing
-    own = {name: values for name, values in own.items() if values.std() > 0}
+    own = {name: values for name, values in own.items() if values.std() > 0}    # others measure nothing
 
     def deviations(values):
         z = {name: float((values[name] - own[name].mean()) / own[name].std()) for name in own}
@@ -400,7 +381,7 @@ def style(of_book, groups, english, seed=0):
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
-    """`style` of samples and controls of one number and length, or None with the reason in notes."""
+    """`style` of as many samples and controls, of one length, or None with the reason in notes."""
     lengths = sorted(len(words_of(text)) for text in completions)
     length = max(1, lengths[len(lengths) // 10])    # the few texts shorter than this are left out
     groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]],
@@ -419,7 +400,7 @@ def measure_style(train_text, held_out_text, completions, english, notes):
     groups = {name: spread(group, size) for name, group in groups.items()}
     mixed = np.random.default_rng(seed).permutation(PIECE.findall(" ".join(groups["held_out"])))
     groups["shuffled"] = [" ".join(part) for part in np.array_split(mixed, size)]
-    return style(of_book, groups, english, seed)
+    return style(of_book, groups, english)
 
 
 def spread(items, n):
@@ -483,11 +464,9 @@ def chop(examples, block_size):
 
 
 def bits_per_byte(nats, sizes):
-    """(ratio, its standard error) from nats and bytes per sequence, both (N,).
-
-    The error is that of a ratio estimator over sequences (Cochran 1977, sec. 2.11), None for fewer than
-    two. It contains the noise of random masks; that neighbours are alike it does not.
-    """
+    """(ratio, its standard error) from nats and bytes per sequence, both (N,). The error is that of a ratio
+    estimator over sequences (Cochran 1977, sec. 2.11), None for fewer than two. It contains the noise of
+    random masks; that neighbours are alike it does not."""
     nats, sizes = np.asarray(nats, float), np.asarray(sizes, float)
     n, ratio = len(nats), nats.sum() / sizes.sum()
     squares = np.square(nats - ratio * sizes).sum()
@@ -497,8 +476,8 @@ def bits_per_byte(nats, sizes):
 
 @torch.no_grad()
 def masked_perplexity(model, sequences, seed):
-    """{rate: exp of the mean -log p of masked tokens}, exactly that share of each sequence masked. Not a
-    likelihood: it sees the rest."""
+    """{rate: exp of the mean -log p of masked tokens}, that share of each sequence masked. Not a likelihood:
+    it sees the rest."""
     generator = torch.Generator().manual_seed(seed)
     nats, count = torch.zeros(len(RATES), dtype=torch.float64), torch.zeros(len(RATES))
     for tokens in sequences:
@@ -515,13 +494,11 @@ def masked_perplexity(model, sequences, seed):
 
 
 @torch.no_grad()
-def ordered_nats(model, sequences, order, block_size, advance=lambda step: None, batch_tokens=8192):
+def ordered_nats(model, sequences, order, block_size, advance=lambda step: None):
     """(N,) -log p of sequences (1-d tensors) whose tokens are unmasked one at a time, in blocks from left
     to right and within a block in the sampler's `order`, without its ties' chance: exact, for what comes
-    next depends only on what has come. In blocks of one that is left to right. One call of the network per
-    token.
-    """
-    config, size = model.config, max(1, batch_tokens // max(map(len, sequences)))
+    next depends only on what has come. One call of the network per token."""
+    config, size = model.config, max(1, 8192 // max(map(len, sequences)))
     total, generator = torch.zeros(len(sequences), dtype=torch.float64), torch.Generator().manual_seed(seed)
     for begin in range(0, len(sequences), size):
         rows = pad(sequences[begin:begin + size], config.pad_id)
@@ -554,11 +531,8 @@ def masks_of_each(sequences):
 
 
 def likelihood(model, sequences, sizes, seed, advance):
-    """(the contract's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes.
-
-    The ten `bits_per_token_by_mask_rate` average to the bound, in bits per token. The twin's likelihood is
-    exact.
-    """
+    """(the contract's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The ten
+    `bits_per_token_by_mask_rate` average to the bound, in bits per token. The twin's likelihood is exact."""
     advance("the bound on held-out text")
     exact, masks = model.config.causal, masks_of_each(len(sequences))
     bound = held_out_bound(model, sequences, masks, seed)
@@ -587,8 +561,8 @@ def likelihood(model, sequences, sizes, seed, advance):
 
 
 def compressor(train, held_out):
-    """(name, bits per byte) of the better of two compressors: what held-out bytes add to the compressed
-    training bytes. It reads them in one piece, and forgets nothing where the models do."""
+    """(name, bits per byte) of the better of two compressors: what held-out bytes, in one piece, add to the
+    compressed training bytes."""
     programs = {"xz": lambda b: lzma.compress(b, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
                 "bzip2": bz2.compress}
     added = {name: len(pack(train + held_out)) - len(pack(train)) for name, pack in programs.items()}
@@ -610,8 +584,8 @@ def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
 
 # ---- a checkpoint and its book
 
-def folder_of(name=""):
-    """data/<name>, or that of the book prepared last; ends in fail() where there is none."""
+def prepared(name):
+    """The folder data/<name>/, or that of the book prepared last, or fail()."""
     latest = Path("data/latest")
     if not name and not latest.exists():
         fail("no book is prepared here: python prepare.py BOOK.txt")
@@ -622,20 +596,20 @@ def folder_of(name=""):
 
 
 class Source(NamedTuple):
-    """A book as prepare.py left it."""
+    """A prepared book."""
     name: str
     title: str
     train: list         # examples, lists of ids
-    held_out: dict      # the same of "val" and "test"
+    held_out: dict      # of "val" and "test" the same
     train_text: str
     held_out_text: str
     openings: list      # of the split's sentences
 
 
 def open_book(path, saved):
-    """The Source of a checkpoint; ends in fail() where it is gone or differs from what was trained on."""
+    """The Source of a checkpoint, or fail() where it is gone or differs from what was trained on."""
     training, then = saved.get("training", {}), "prepare the book as it was then, or train again"
-    folder = folder_of(book or training.get("dataset"))
+    folder = prepared(book or training.get("dataset"))
     if json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) != saved["tokenizer"]:
         fail(f"{folder} was prepared with another vocabulary than {path} was trained with: {then}")
     streams = {}
@@ -647,27 +621,25 @@ def open_book(path, saved):
                  f"held-out text: {then}")
         ids, cuts = np.frombuffer(raw, "<u2").tolist(), np.fromfile(folder / f"{stream}.idx", "<i8").tolist()
         streams[stream] = [ids[a:b] for a, b in pairwise(cuts)]
-    text, lines, statistics = ((folder / file).read_text(encoding="utf-8")
-                               for file in ("text.txt", "segments.jsonl", "statistics.json"))
-    segments, title = [*map(json.loads, lines.splitlines())], json.loads(statistics).get("title")
+    text, sentences, title = read_prepared(folder)
     texts = {True: "", False: ""}
-    for train, run in groupby(segments, key=lambda s: s["split"] == "train"):
+    for train, run in groupby(sentences, key=lambda s: s["split"] == "train"):
         run = list(run)
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
-    openings = [opening_of(text[s["start"]:s["end"]]) for s in segments if s["split"] == split]
-    return Source(folder.name, title or folder.name, streams.pop("stage3_train"), streams, texts[True],
-                  texts[False], list(filter(None, openings)))
+    openings = [opening_of(text[s["start"]:s["end"]]) for s in sentences if s["split"] == split]
+    return Source(folder.name, title, streams.pop("stage3_train"), streams, texts[True], texts[False],
+                  list(filter(None, openings)))
 
 
 def opening_of(sentence):
-    """The first six words, or characters where no spaces are written, and a space; "" of less than ten."""
+    """The first six words, or characters where no spaces are written, of ten or more."""
     sentence = " ".join(sentence.split())
     words = list(PIECE.finditer(sentence))
     return sentence[:words[6].start()] if len(words) >= 10 else ""
 
 
 def choose_prompts(openings, tokenizer, context, notes):
-    """n_prompts of the openings, drawn with the seed, or the first ones of a file of prompts."""
+    """n_prompts of the openings, drawn by chance, or the first of a file of prompts."""
     if prompts:
         lines = [line.strip() for line in read_book(prompts)[0].splitlines()]
         return [line + " " for line in lines if line][:n_prompts]
@@ -682,7 +654,7 @@ def choose_prompts(openings, tokenizer, context, notes):
 
 def write_samples(model, tokenizer, chosen):
     """(samples, speed): n_seeds texts for each prompt, all at once; then one alone, for its time."""
-    jobs, context, mask_id = [], model.config.block_size, model.config.mask_id
+    jobs, context = [], model.config.block_size
     for prompt in chosen:
         room = min(max_tokens, context - len(tokenizer.encode(prompt.rstrip())))
         if room < 8:
@@ -692,9 +664,8 @@ def write_samples(model, tokenizer, chosen):
         jobs += [sample.job_of(model, tokenizer, prompt.rstrip(), parts, each, sampling) for each in seeds]
 
     def written(jobs):
-        done = {i: {"ids": row[jobs[i].row == mask_id].tolist()} | result
-                for i, row, result in sample.write(model, tokenizer, jobs, sampling)}
-        return [done[i] for i in range(len(jobs))]
+        return [{"ids": row[jobs[i].row == model.config.mask_id].tolist()} | result
+                for i, row, result in sample.write(model, tokenizer, jobs, sampling)]
 
     try:
         samples, [one] = written(jobs), written(jobs[:1])
@@ -709,7 +680,7 @@ def write_samples(model, tokenizer, chosen):
 
 
 def beside_held_out(samples, held_out, notes):
-    """(samples kept, {"generated", "held_out": lists of ids}): as many of each, as long as each other."""
+    """(samples kept, {"generated", "held_out": lists of ids}): of each as many, and as long."""
     lengths = [len(s["ids"]) for s in samples]
     human = [ids for ids in chop(held_out, max(lengths)) if len(ids) >= min(lengths)]
     n = min(len(human), len(samples))
@@ -727,14 +698,14 @@ def look_at(texts, ids, prompts, train_text, train_ids, ngram, english, decode):
     alike, some = Similarity(passages, english), spread(passages, 100)
     found = {"similarity": {}, "diversity": {}, "memorization": {}, "judged": {}}
     for group, members in texts.items():
-        similar = {respect: float(values.mean()) for respect, values in alike.between(members, some).items()}
         varied = diversity(members, prompts if group == "generated" else list(range(len(members))), alike)
         nats = np.mean(np.concatenate([ngram.nats(i) for i in ids[group]]))
-        judged = {"ngram_perplexity": math.exp(nats), "twin_perplexity": None} | {
-            key: varied[key] for key in ("entropy", "repetition")}
-        copied = memorization(ids[group], train_ids, decode)
-        for name, figures in zip(found, (similar, varied, copied, judged)):
-            found[name][group] = figures
+        found["similarity"][group] = {respect: float(values.mean())
+                                      for respect, values in alike.between(members, some).items()}
+        found["diversity"][group] = varied
+        found["memorization"][group] = memorization(ids[group], train_ids, decode)
+        found["judged"][group] = {"ngram_perplexity": math.exp(nats), "twin_perplexity": None,
+                                  "entropy": varied["entropy"], "repetition": varied["repetition"]}
     return found
 
 
@@ -751,7 +722,7 @@ class Evaluated(NamedTuple):
 
 
 def evaluate_checkpoint(path, advance):
-    """Everything about one checkpoint but what others say of it."""
+    """Everything about a checkpoint but what others say of it."""
     model, tokenizer, saved = sample.load(path, device)
     source, training, context = open_book(path, saved), saved.get("training", {}), model.config.block_size
     cut = [chop([ids], context) for ids in source.held_out[split]]
@@ -797,7 +768,7 @@ def trained_how(training):
 
 
 def doubts(sequences, held_bytes, training, english):
-    """Sentences for `notes`: what is uncertain, or out of reach, before anything is measured."""
+    """Sentences for `notes`: what is uncertain or out of reach."""
     said = {f"The held-out text is only {sequences} sequences, {held_bytes} bytes: its standard error is "
             "itself uncertain.": sequences < 10,
             "The checkpoint does not record its training data: that the held-out text was not among it "
@@ -808,7 +779,7 @@ def doubts(sequences, held_bytes, training, english):
 
 
 def compare_all(found):
-    """The first causal checkpoint judges each one's texts; the first of all is what costs are set against."""
+    """Let the first causal checkpoint judge everyone's texts, and set costs against the first of all."""
     twin, first = next((e for e in found if e.result["causal"]), None), found[0]
     for e in found:
         for group, texts in e.texts.items() if twin else ():
@@ -822,11 +793,11 @@ def compare_all(found):
 
 def paired(one, other):
     """(bits per byte by which one costs more than the other, its standard error) over the same chunks and
-    masks, or, where another vocabulary or context cuts others, over the examples they are cut from."""
-    pairs = one.nats, one.sizes, other.nats, other.sizes
-    if not np.array_equal(one.sizes, other.sizes):
-        pairs = [np.bincount(e.example, values) for e in (one, other) for values in (e.nats, e.sizes)]
-    nats, sizes, others, same = pairs
+    masks, or, where a vocabulary or context cuts others, over the examples they are cut from."""
+    nats, sizes, others, same = one.nats, one.sizes, other.nats, other.sizes
+    if not np.array_equal(sizes, same):
+        nats, sizes = (np.bincount(one.example, values) for values in (nats, sizes))
+        others, same = (np.bincount(other.example, values) for values in (others, same))
     if np.array_equal(sizes, same):
         return bits_per_byte(nats - others, sizes)
     return bits_per_byte(nats, sizes)[0] - bits_per_byte(others, same)[0], None
@@ -835,7 +806,7 @@ def paired(one, other):
 # ---- in plain words
 
 def summarise(result):
-    """{"good", "bad", "next"}: lists of sentences, by rules that can be read here."""
+    """{"good", "bad", "next"}: lists of sentences."""
     found = {"good": [], "bad": [], "next": []}
     for kind, sentence in chain(*(on(result) for on in (on_prediction, on_copying, on_style, on_variety))):
         found[kind].append(sentence)
@@ -945,8 +916,7 @@ def other_settings(how):
 
 GROUPS = {"generated": "generated", "held_out": "held-out", "shuffled": "shuffled words",
           "control": "control book", "book": "the book"}
-# in a plot; they become CSS variables
-INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}
+INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}   # in a plot; in the page, CSS
 
 
 def number(value, unit="", error=None):
@@ -961,8 +931,7 @@ def number(value, unit="", error=None):
 
 
 def charts(results, names):
-    """{name: inline SVG} that takes its colours from the page, light or dark: bits per hidden token over the
-    share that is hidden; the share of runs of n tokens that are new; how long sentences are."""
+    """{name: inline SVG} that takes its colours from the page, light or dark."""
     import matplotlib
     matplotlib.use("svg")
     coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -1006,7 +975,7 @@ def chart(name, curves, xlabel, ylabel, ylim=None):
 
 
 def page(results, names):
-    """The report of results[0], others beside it: evaluate.html, filled, which needs no network."""
+    """The report of results[0], others beside it: evaluate.html, filled."""
     from jinja2 import Environment
     frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         sample.with_style("evaluate.html"))
@@ -1028,12 +997,12 @@ def page(results, names):
 # ---- the run
 
 def compare_texts():
-    """Print the similarity of text1 and text2, each a text or the path of one, as JSON."""
+    """Print how alike text1 and text2 are, each a text or the path of one."""
     pair = [read_book(text)[0] if len(text) < 255 and Path(text).is_file() else text
             for text in (text1, text2)]
     if not all(words_of(text) for text in pair):
         fail("--text1 and --text2 must both hold words")
-    text = (folder_of(book) / "text.txt").read_text(encoding="utf-8")
+    text, _, _ = read_prepared(prepared(book))
     tables = Similarity(passages_of(text, 80), is_english(words_of(text))).between(pair[:1], pair[1:])
     print(json.dumps({name: round(float(values[0, 0]), 4) for name, values in tables.items()}))
 
@@ -1048,9 +1017,9 @@ def main():
     paths = [Path(name) for name in names]
     paths = [path if path.suffix == ".pt" or (path / "model.safetensors").exists() else path / "best.pt"
              for path in paths]
-    # said now, not after the first has been measured
-    for path in (path for path in paths if not path.exists()):
-        fail(f"no checkpoint at {path}: train one first with python train.py")
+    for path in paths:      # said now, not after the first has been measured
+        if not path.exists():
+            fail(f"no checkpoint at {path}: train one first with python train.py")
     begun, found, folder = time.perf_counter(), [], Path(out_dir)
     columns, console = ("{task.description}", BarColumn(), TimeElapsedColumn()), Console(stderr=True)
     with Progress(*columns, console=console) as progress:

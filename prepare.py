@@ -5,8 +5,8 @@
     python prepare.py https://www.gutenberg.org/cache/epub/84/pg84.txt --show_extremes=5
 
 The way: reading.py's clean text -> cut into sentences -> split: parts are held out before anything is learned
--> a vocabulary -> score, every sentence -> choose_stages: I simple and typical sentences, II pairs of linked
-sentences, III all of the training text -> describe and advice -> save, report.
+-> a vocabulary -> score -> choose_stages: I simple and typical sentences, II pairs of linked sentences, III
+the whole training text -> describe and advice -> save, report.
 """
 import functools
 import importlib.util
@@ -125,15 +125,14 @@ class Tokenizer:
         return ids
 
     def decode_bytes(self, ids):
-        """Sequence of ids -> bytes; special tokens yield nothing."""
         return b"".join([self.tokens[i] for i in ids])
 
     def decode(self, ids, errors="replace"):
-        """Sequence of ids -> str, with U+FFFD (or, to "ignore", nothing) where they make no character."""
+        """ids -> str, with U+FFFD (or, to "ignore", nothing) where they make no character."""
         return self.decode_bytes(ids).decode("utf-8", errors)
 
     def to_dict(self):
-        """Everything, ready for JSON; bytes are written as latin-1 strings."""
+        """Everything, for JSON; bytes as latin-1."""
         return {"kind": self.kind, "vocab_size": self.vocab_size, "special": self.special,
                 "tokens": [token.decode("latin-1") for token in self.tokens]}
 
@@ -222,9 +221,9 @@ def cut(paragraphs):
 
 
 def split(pieces, tokens):
-    """Set each piece's split and run. The book, of so many tokens, is laid out in zones, alternately for val
-    and test; in each a block of paragraphs (sentences where there are few) is held out at a random place: as
-    much as the shares say or heldout_tokens want, up to LARGEST_SHARE."""
+    """Set each piece's split and run. The book is laid out in zones, alternately for val and test; in each a
+    block of paragraphs (sentences where there are few) is held out at a random place: as much as the shares
+    say or, of all its tokens, heldout_tokens want, up to LARGEST_SHARE."""
     units = [list(unit) for _, unit in groupby(pieces, key=lambda piece: piece.paragraph)]
     if len(units) < 40:
         units = [[piece] for piece in pieces]
@@ -265,7 +264,7 @@ def words_of(text):
 
 
 def is_english(words):
-    """Whether a text's words are English: an eighth of them are these eleven. list of words -> bool."""
+    """Whether an eighth of a text's words are the most common in English."""
     common = {"the", "and", "of", "to", "a", "in", "that", "it", "is", "was", "he"}
     return sum(word in common for word in words) > 0.12 * len(words)
 
@@ -274,6 +273,22 @@ def rank(values, train):
     """Percentile ranks in [0, 1] of an array's values among the training sentences', ties in the middle."""
     known = np.sort(values[train])
     return sum(np.searchsorted(known, values, side) for side in ("left", "right")) / (2 * len(known))
+
+
+def yules_k(words):
+    """Yule's K = 10^4 · (Σ i²·V_i - N) / N², V_i the number of words that occur i times (Yule 1944): higher
+    is more repetitive."""
+    n = len(words)
+    return 1e4 * (sum(count**2 for count in Counter(words).values()) - n) / n**2 if n else 0.0
+
+
+def yules_k_around(words, runs, reach=10):
+    """Yule's K of each sentence with its neighbours in a run."""
+    result = []
+    for i, run in enumerate(runs):
+        near = range(max(0, i - reach), min(len(words), i + reach + 1))
+        result.append(yules_k([word for j in near if runs[j] == run for word in words[j]]))
+    return np.array(result)
 
 
 def lexical_rarity(words, documents):
@@ -305,17 +320,6 @@ def reading_grade(sentences, english, phases):
         return np.zeros(len(sentences))
     import textstat
     return np.array([textstat.flesch_kincaid_grade(s) for s in phases.track("grading sentences", sentences)])
-
-
-def yules_k(words, runs, reach=10):
-    """Yule's K (1944), how much words repeat, of each sentence with its neighbours in a run."""
-    result = []
-    for i, run in enumerate(runs):
-        near = range(max(0, i - reach), min(len(words), i + reach + 1))
-        counts = Counter(word for j in near if runs[j] == run for word in words[j]).values()
-        n = sum(counts)
-        result.append(1e4 * (sum(count**2 for count in counts) - n) / n**2 if n else 0.0)
-    return np.array(result)
 
 
 def thematic_centrality(words, train):
@@ -371,7 +375,7 @@ def toulmin_roles(sentences, paragraphs):
 
 
 def score(spans, sentences, reference_words, phases):
-    """({name: array of every sentence's score}, is it English?), fitted on the training sentences alone."""
+    """({name: array of every sentence's score}, is it English?), learnt from training sentences alone."""
     from threadpoolctl import threadpool_limits
     train = np.array([piece.split == "train" for piece in sentences])
     words = [words_of(span) for span in phases.track("finding words", spans)]
@@ -391,7 +395,7 @@ def score(spans, sentences, reference_words, phases):
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")         # of k-means and SVD, about texts that repeat themselves
         scores["lexical_rarity"] = lexical_rarity(words, reference_words or documents)
-        scores["yules_k"] = yules_k(words, [piece.run for piece in sentences])
+        scores["yules_k"] = yules_k_around(words, [piece.run for piece in sentences])
         scores["thematic_centrality"] = thematic_centrality(words, train)
     scores = {name: np.round(values, 5) for name, values in scores.items()}
     ranks, weights = [rank(scores[name], train) for name in difficulty_weights], difficulty_weights.values()
@@ -403,8 +407,8 @@ def score(spans, sentences, reference_words, phases):
 # ---- stages ----
 
 def windows(pieces, gap):
-    """A run of pieces -> windows of at most block_size tokens that tile it: whole paragraphs if they fit, or
-    else cut at sentence ends, or anywhere. gap: the ids of the blank line between."""
+    """A run of pieces -> windows of at most block_size tokens that tile it: whole paragraphs, or if need be
+    cut at sentence ends, or anywhere. gap: the ids of a blank line."""
     result = [[]]
     paragraphs = [[piece.ids for piece in group] for _, group in groupby(pieces, lambda p: p.paragraph)]
     for parts in paragraphs[:-1]:
@@ -423,8 +427,8 @@ def windows(pieces, gap):
 
 
 def linked_pairs(sentences, roles):
-    """Candidates for stage II, the best kind first: pairs (i, j) of training sentences, i before j in one
-    run; a claim may come one sentence later."""
+    """Candidates for stage II, the best kind first: pairs (i, j) of training sentences in one run; a claim
+    may come one sentence later."""
     pairs = [(i, j) for i, piece in enumerate(sentences) for j in (i + 1, i + 2)
              if piece.split == "train" and j < len(sentences) and piece.run == sentences[j].run]
     together = [(i, j) for i, j in pairs if sentences[i].paragraph == sentences[j].paragraph]
@@ -502,8 +506,8 @@ def fingerprints(examples, n=8):
 
 
 def describe(streams, training_text, sentences, chosen, tok):
-    """The counts of every split and stage, and the check that nothing held out reached a training stream but
-    what the training text has as well. training_text: its runs, as lists of ids."""
+    """The counts of every split and stage, and of what is held out, reached a training stream and is not in
+    the training text as well. training_text: its runs, as lists of ids."""
     known, used = fingerprints(training_text), set().union(*training_text)
     trained = {stage: streams[f"stage{stage}_train"] for stage in (1, 2, 3)}
     foreign = np.setdiff1d(np.concatenate([*map(fingerprints, trained.values())]), known)
@@ -531,7 +535,7 @@ def describe(streams, training_text, sentences, chosen, tok):
 
 
 def advice(statistics):
-    """What is wrong with this book for a good model, and what to do: list of sentences."""
+    """What is wrong with this book, and what to do: list of sentences."""
     splits, stages, vocabulary = (statistics[key] for key in ("splits", "stages", "vocabulary"))
     tokens = splits["train"]["tokens"]
     least = min(heldout_tokens / sum(split["tokens"] for split in splits.values()), LARGEST_SHARE)
@@ -572,7 +576,7 @@ def advice(statistics):
 # ---- the run ----
 
 class Phases:
-    """Progress bars on a terminal's stderr, nothing elsewhere."""
+    """Progress bars on stderr, if it is a terminal."""
 
     def __init__(self):
         from rich.console import Console
@@ -580,7 +584,7 @@ class Phases:
         self.bars = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
     def begin(self, name, total=None):
-        """A new phase, of `total` steps if that is known -> advance(steps). Those before it are done."""
+        """A new phase, of `total` steps if that is known -> advance(steps)."""
         for bar in self.bars.task_ids:
             self.bars.update(bar, total=1, completed=1)
         return functools.partial(self.bars.advance, self.bars.add_task(name, total=total))
@@ -590,8 +594,8 @@ class Phases:
 
 
 def folder_of(path, source):
-    """data/<book>/: the path's stem as a name that any file system takes, with a number where that folder
-    holds another book than `source`."""
+    """data/<book>/: the path's stem as a name that any file system takes, numbered where that folder holds
+    another book than `source`."""
     stem = re.sub(r"[\x00-\x1f\ufffd]", "_", writable(path.stem)).strip(". ") or "book"
     if stem == "latest":
         fail("a book cannot be called latest, for data/latest names the book prepared last: rename it")
@@ -612,8 +616,8 @@ def writable(name):
 
 
 def save(folder, streams, texts):
-    """Every file of data/<book>/, written aside: earlier data stays whole until all is there. Streams: ids
-    end to end, and the offsets of examples and of the end. texts: {name: content}."""
+    """Every file of data/<book>/, written aside: earlier data stays whole until all is there. texts: {name:
+    content}."""
     target = folder.resolve() if folder.is_symlink() else folder        # a link stays one
     part, old = (target.parent / f".{target.name}.{word}" for word in ("part", "old"))
 
@@ -641,8 +645,15 @@ def save(folder, streams, texts):
     latest.replace(folder.parent / "latest")
 
 
+def read_prepared(folder):
+    """(text, sentences as segments.jsonl has them, title) of a folder that `save` wrote."""
+    text, lines, statistics = ((folder / name).read_text(encoding="utf-8")
+                               for name in ("text.txt", "segments.jsonl", "statistics.json"))
+    return text, [*map(json.loads, lines.splitlines())], json.loads(statistics).get("title") or folder.name
+
+
 def report(statistics, folder):
-    """Print what was made, as one table, and the warnings."""
+    """Print what was made, and the warnings."""
     stages, splits, vocabulary = (statistics[key] for key in ("stages", "splits", "vocabulary"))
     print(f"{folder}: {statistics['words']:,} words, {statistics['sentences']:,} sentences, "
           f"{statistics['encoding']}")
@@ -663,7 +674,7 @@ def report(statistics, folder):
 
 
 def show(spans, difficulty, streams, tok):
-    """Print the extremes of difficulty, and ten examples each of stages I and II from all over the book."""
+    """Print the extremes of difficulty, and ten examples each of stages I and II."""
     order = np.argsort(difficulty, kind="stable")
     for name, numbers in (("hardest", order[::-1]), ("easiest", order)):
         print(f"\n{name} sentences, by difficulty")
@@ -691,7 +702,6 @@ def tiled(pieces, examples, gap):
 
 
 def prepare(settings, phases):
-    """The whole way from `book` to data/<book>/."""
     path = download(book, phases) if book.startswith(("http://", "https://")) else Path(book)
     settings["book"], found = writable(book), Found()
     folder = folder_of(path, settings["book"])

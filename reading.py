@@ -46,7 +46,7 @@ TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title
 
 
 def read_book(path, found=None, encoding=""):
-    """Path of a .txt, .html, .epub or .fb2 file -> (text, name of its encoding), or fail()."""
+    """Path of a book -> (text, name of its encoding), or fail()."""
     found = found or Found()
     try:
         if not Path(path).is_file():
@@ -115,8 +115,7 @@ def decode(raw, found, encoding=""):
 
 
 def read_epub(path, raw, found, encoding):
-    """The text of an epub in the order of its spine; parts that cannot be read get a warning. Nothing is
-    unpacked to disk."""
+    """The text of an epub in the order of its spine; for what cannot be read, a warning."""
     from lxml import etree
     room, texts, missing = MAX_BYTES, [], []
 
@@ -183,7 +182,7 @@ NOTE_MARK = re.compile(r"[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[iv
 
 
 def _labelled(label, size):
-    """The kind in NOT_THE_AUTHORS of what is labelled so and has `size` characters, or ""."""
+    """The kind in NOT_THE_AUTHORS of what is labelled so and is of that size, or ""."""
     for kind, (words, most) in NOT_THE_AUTHORS.items():
         pattern = rf"(doc-)?({words})[-_.]?\d*"
         if size <= most and any(re.fullmatch(pattern, word, re.I) for word in label.split()):
@@ -272,7 +271,7 @@ def _laid_out(root):
 
 
 def download(url, phases):
-    """Fetch a book to data/, once; later the same address needs no connection."""
+    """Fetch a book to data/, once."""
     from http.client import HTTPException
     from urllib.request import Request, urlopen
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
@@ -338,8 +337,7 @@ PAGE_NUMBER = re.compile(r"(\s{3,}|\.[\s.]*\s|[\s.]{3,})(\d+|[ivxlc]+)\s*$")
 
 
 def clean(text, found=None):
-    """Raw text -> list of (paragraph, is_heading): hard-wrapped lines reflowed, verse and lists left as they
-    are, what is not the author's left out and counted in `found`."""
+    """Raw text -> list of (paragraph, is_heading)."""
     found, marked = found or Found(), text.startswith(MARKED)
     text = unicodedata.normalize("NFC", text).replace(MARKED, "").expandtabs(4)
     text = re.sub(r"\r\n?|[\f\v\x85\u2028\u2029]", "\n", text).replace("\u00ad\n", "-\n")
@@ -381,7 +379,7 @@ def clean(text, found=None):
 
 
 def _without_gutenberg(text, found):
-    """Without Project Gutenberg's header and licence, of each book in the file."""
+    """Without Project Gutenberg's headers and licences."""
     books, position, inside = [], 0, True       # inside a book, or in the licence after one
 
     def after_licence(part):
@@ -415,7 +413,7 @@ def _without_gutenberg(text, found):
 
 
 def _without_notes(text, found):
-    """Without captions, notes and page numbers in brackets. What is never closed ends at a blank line."""
+    """Without captions, notes and page numbers in brackets; one never closed ends at a blank line."""
     import regex  # unlike re, it finds brackets within brackets
     closed, parts, position = regex.compile(r"\[(?:[^\[\]]++|(?R))*+\]"), [], 0
     for opening in BRACKETED.finditer(text):
@@ -441,8 +439,7 @@ def _without_notes(text, found):
 
 
 def _unmarked_paragraphs(gap, block, width):
-    """A block split into paragraphs that no blank line parts: at indented lines, in a long one also after a
-    sentence that ends on a short line."""
+    """A block split at indented lines, a long one also after a sentence that ends on a short line."""
     indented, ideographic = [line[:2].isspace() for line in block], any(line[0] == "\u3000" for line in block)
     if _in_lines(block, width) and not ideographic:
         return [(gap, block)]
@@ -537,9 +534,9 @@ def _without_contents(blocks, found):
 # ---- sentences ----
 
 def sentence_starts(paragraphs):
-    """clean()'s list -> for each paragraph the offsets at which sentences, and the white space before them,
-    begin: Punkt's (Kiss and Strunk 2006), which learns abbreviations from the book, and after other scripts'
-    full stops."""
+    """clean()'s list -> for each paragraph the offsets at which sentences, with the white space before them,
+    begin: Punkt's (Kiss and Strunk 2006), which learns abbreviations from the book, and after the full stops
+    of other scripts."""
     from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
     trainer = PunktTrainer()
     trainer.train("\n".join(p for p, heading in paragraphs if not heading), finalize=True)

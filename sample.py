@@ -23,7 +23,6 @@ import random
 import re
 import time
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor
 
 from configurator import assign, configure, documented, fail, in_range, run_script, write_json
-from model import Config, DiffusionModel, Sampling, Step, denoise, load_model, pad, pick_device, set_up_cpu
+from model import Sampling, denoise, load_model, pad, pick_device, set_up_cpu
 from prepare import Tokenizer
 
 out_dir = "out"               # where train.py left its checkpoints
@@ -57,11 +56,11 @@ benchmark = False             # tokens per second over steps and orders
 save_model = ""               # a folder for the model as others read it: safetensors, JSON, a model card
 
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
-TRIES = 25                      # combinations of gap lengths tried at most
+TRIES = 25                    # combinations of gap lengths tried at most
 
 
-def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
-    """(model in eval mode, its tokenizer, the whole checkpoint). User errors end in fail()."""
+def load(path, device=""):
+    """(model in eval mode, its Tokenizer, the whole checkpoint), or fail()."""
     try:
         where = pick_device(device)
         model, checkpoint = load_model(path)
@@ -77,26 +76,24 @@ def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
 
 
 # ---- text and gaps
-# A text to fill is a list of parts: a str is fixed, an int is a gap of that many tokens. A token carries the
-# space before its word, so a space before a gap is left to the gap's first token: alone it would be a token
-# that training has hardly shown. `texts` puts it back: fixed text comes back as it was given.
+# A text to fill is a list of parts: a str is fixed, an int is a gap of that many tokens, None one of unknown
+# length. A token carries the space before its word, so a space before a gap is left to the gap's first token:
+# alone it would be a token that training has hardly shown. `texts` puts it back.
 
-def parse_template(template: str) -> list[str | int | None]:
-    """The parts of a template: two or more underscores are a gap, of the length in brackets or of None."""
-    parts, end = [], 0
-    for gap in re.finditer(r"__+(?:\((\d+)\))?", template):
-        parts += [template[end:gap.start()], int(gap[1]) if gap[1] else None]
-        end = gap.end()
-    return [part for part in [*parts, template[end:]] if part != ""]
+def parse_template(template):
+    """The parts of a template, whose gaps are two or more underscores, maybe with a length in brackets."""
+    parts = re.split(r"__+(?:\((\d+)\))?", template)
+    parts[1::2] = [length and int(length) for length in parts[1::2]]
+    return [part for part in parts if part != ""]
 
 
-def canvas(tokenizer: Tokenizer, parts: list[str | int], config: Config) -> Tensor:
+def canvas(tokenizer, parts, config):
     """(T,) int64: the tokens of fixed text, and the [MASK]s of gaps; ValueError for one of no token."""
     ids = itertools.chain(*_tokenize(tokenizer, parts, config.mask_id))
     return torch.tensor(list(ids), dtype=torch.long)
 
 
-def texts(tokenizer: Tokenizer, parts: list[str | int], row: Tensor) -> list[str]:
+def texts(tokenizer, parts, row):
     """One str per part of a filled canvas `row` (T,): fixed text exactly as given; a gap without white space
     beside other or at an end of the text, without half characters, and without control characters, which
     could command a terminal."""
@@ -132,7 +129,7 @@ def _tokenize(tokenizer, parts, mask_id):
 
 # ---- filling
 
-def word_starts(tokenizer: Tokenizer, parts: list[str | int]) -> Tensor:
+def word_starts(tokenizer, parts):
     """(T,) bool: the first token of each gap of a canvas that follows a space, and has to bring it."""
     result = []
     for before, part, ids in zip(["", *parts], parts, _tokenize(tokenizer, parts, -1)):
@@ -141,17 +138,15 @@ def word_starts(tokenizer: Tokenizer, parts: list[str | int]) -> Tensor:
     return torch.tensor(result, dtype=torch.bool)
 
 
-def not_words(tokenizer: Tokenizer) -> Tensor:
+def not_words(tokenizer):
     """(n_text,) bool: the tokens that are not a space with something behind it."""
     result = torch.tensor([not (token[:1] == b" " and token[1:].strip()) for token in tokenizer.tokens[:-3]])
-    # in a script without spaces none is barred
-    return result if not result.all() else torch.zeros_like(result)
+    return result if not result.all() else torch.zeros_like(result)     # without spaces none is barred
 
 
-def batches(model: DiffusionModel, rows: list[Tensor], seeds: list[int], how: Sampling | None = None,
-            bar: tuple[list[Tensor], Tensor] | None = None) -> Iterator[tuple[list[int], Iterator[Step]]]:
-    """Fill 1-d canvases, in order: yield (indices of a batch's rows, its Steps). `bar` is (one `word_starts`
-    per row, `not_words`). A row's text does not depend on its batch. ValueError as in denoise."""
+def batches(model, rows, seeds, how=None, bar=None):
+    """Fill 1-d canvases, in order: yield (indices of a batch's rows, its Steps). `bar` is (each
+    row's `word_starts`, `not_words`). A row's text does not depend on its batch. ValueError as in denoise."""
     positions, todo = 1024 if model.device.type == "cpu" else 8192, list(range(len(rows)))
     while todo:
         widths = itertools.accumulate((len(rows[i]) for i in todo), max)
@@ -162,11 +157,10 @@ def batches(model: DiffusionModel, rows: list[Tensor], seeds: list[int], how: Sa
         yield batch, denoise(model, tokens, [seeds[i] for i in batch], how, bar=barred)
 
 
-def generate(model: DiffusionModel, rows: list[Tensor], seeds: list[int],
-             how: Sampling | None = None) -> list[Tensor]:
-    """Fill the [MASK]s of 1-d canvases of any lengths: the filled rows, in order."""
+def generate(model, rows, seeds, how=None):
+    """The rows that 1-d canvases of any lengths become."""
     filled = list(rows)
-    for batch, events in batches(model, rows, seeds, how=how):
+    for batch, events in batches(model, rows, seeds, how):
         for step in events:
             for i, tokens in zip(batch, step.tokens):
                 filled[i] = tokens[:len(rows[i])]
@@ -174,18 +168,16 @@ def generate(model: DiffusionModel, rows: list[Tensor], seeds: list[int],
 
 
 class Job(NamedTuple):
-    """One text to write."""
     prompt: str  # as the user gave it
-    parts: list[str | int]
+    parts: list
     row: Tensor  # (T,) its canvas
     seed: int
 
 
-def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list[str | int | None], seed: int,
-           how: Sampling) -> Job:
-    """The job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose tokens were
-    likeliest on average when they were decided. (The whole text's would favour long gaps: what the model
-    writes is likelier than what people do.)"""
+def job_of(model, tokenizer, prompt, parts, seed, how):
+    """The Job of filling `parts`. Gaps of None are tried at several lengths; those are kept whose tokens were
+    likeliest on average. (The whole text's would favour long gaps: what the model writes is likelier than
+    what people do.)"""
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -199,13 +191,13 @@ def job_of(model: DiffusionModel, tokenizer: Tokenizer, prompt: str, parts: list
     jobs = [Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed) for attempt in tries]
     if not unknown:
         return jobs[0]
-    likelihood = [0.0] * len(jobs)
+    likelihood = {}
     for batch, events in job_batches(model, tokenizer, jobs, how):
         for step in events:
             for i, p in zip(batch, step.confidence.log()):
                 row = jobs[i].row
                 likelihood[i] = float(p[:len(row)][row == model.config.mask_id].mean())
-    return jobs[max(range(len(jobs)), key=likelihood.__getitem__)]
+    return jobs[max(likelihood, key=likelihood.get)]
 
 
 def job_batches(model, tokenizer, jobs, how):
@@ -214,8 +206,7 @@ def job_batches(model, tokenizer, jobs, how):
     return batches(model, [job.row for job in jobs], [job.seed for job in jobs], how, bar)
 
 
-def write(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], how: Sampling,
-          watch=None) -> Iterator[tuple[int, Tensor, dict]]:
+def write(model, tokenizer, jobs, how, watch=None):
     """Fill jobs; yield (index, filled row, result as in --output) as they are done. watch(jobs, Step,
     seconds) sees each step of a batch."""
     for batch, events in job_batches(model, tokenizer, jobs, how):
@@ -243,7 +234,6 @@ def write(model: DiffusionModel, tokenizer: Tokenizer, jobs: list[Job], how: Sam
 # ---- watching
 
 class Cell(NamedTuple):
-    """A token as it is shown."""
     text: str
     state: str  # given, mask, new (just revealed), set (revealed before), back (just taken back)
     confidence: float
@@ -252,9 +242,9 @@ class Cell(NamedTuple):
 STYLES = {"given": "bold", "mask": "blue", "new": "bold underline green", "back": "strike red"}
 
 
-def cells(tokenizer: Tokenizer, row: Tensor, step: Step, draft: bool) -> list[Cell]:
-    """The state of a lone canvas `row` (T,) after `step`. A character of several tokens is in the last one's
-    cell. A mask is as long as the draft under it, ▓ ▒ ░ by rising confidence; with `draft` it is that."""
+def cells(tokenizer, row, step, draft):
+    """A Cell for each token of a lone canvas `row` (T,) after a Step. A character of several tokens is in the
+    last one's. A mask is as long as the draft under it, ▓ ▒ ░ by rising confidence; `draft` shows that."""
     decoder, hidden, result = codecs.getincrementaldecoder("utf-8")(errors="ignore"), False, []
     mask_id = tokenizer.special["[MASK]"]
     columns = (row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence)
@@ -272,13 +262,13 @@ def cells(tokenizer: Tokenizer, row: Tensor, step: Step, draft: bool) -> list[Ce
     return result
 
 
-def is_draft(cell: Cell) -> bool:
-    """A mask that shows what the model would put there?"""
+def is_draft(cell):
+    """Whether a mask shows what the model would put there."""
     return cell.state == "mask" and bool(cell.text.strip(" ▓▒░"))
 
 
-def painted(shown: list[Cell]):
-    """Cells as one rich Text: the surer, the brighter; a draft under its mask is dim."""
+def painted(shown):
+    """Cells as one rich Text: the surer, the brighter."""
     from rich.text import Text
     text = Text()
     for cell in shown:
@@ -287,8 +277,8 @@ def painted(shown: list[Cell]):
     return text
 
 
-def frame(console, shown: list[Cell], step: Step, seconds: float):
-    """What the terminal shows: as much of the text as fits around its first mask, and a bar."""
+def frame(console, shown, step, seconds):
+    """What the terminal shows of Cells: as much as fits around the first mask, and a bar."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
@@ -308,22 +298,22 @@ def frame(console, shown: list[Cell], step: Step, seconds: float):
     return Group(Text("\n").join(lines[top:top + room]), Text(), *below)
 
 
-def with_style(name: str) -> str:
+def with_style(name):
     """The text of a page that stands beside this script, page.css in it."""
     css, page = (Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("page.css", name))
     return page.replace("/* page.css */\n", css, 1)
 
 
-def save_html(path: str, frames: list[list[Cell]], seconds_per_frame: float):
-    """sample.html with `frames`, as JSON, in it: a page that plays them and needs nothing else."""
+def save_html(path, frames, seconds_per_frame):
+    """A page that plays `frames` (lists of Cells) and needs nothing else: sample.html with them in it."""
     data = json.dumps([[(cell.text, "guess" if is_draft(cell) else cell.state) for cell in shown]
                        for shown in frames], ensure_ascii=False)
     page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
     Path(path).write_text(page.replace("FRAMES", data.replace("<", "\\u003c")), encoding="utf-8")
 
 
-def places(text: str, fonts: list, width: int) -> list[tuple[float, int]]:
-    """(x in pixels, line) of each character of a text, and of its end, broken between words; a font each."""
+def places(text, fonts, width):
+    """(x in pixels, line) of each character of a text, each with its font, and of the text's end."""
     where, x, line = [], 0.0, 0
     for piece in re.findall(r"\n|\S{1,40}|.", text):
         font = fonts[len(where)]
@@ -338,7 +328,7 @@ def places(text: str, fonts: list, width: int) -> list[tuple[float, int]]:
     return [*where, (x, line)]
 
 
-def save_gif(file, frames: list[list[Cell]], seconds_per_frame: float):
+def save_gif(file, frames, seconds_per_frame):
     """The same as a GIF, in page.css's light colours and a typeface that matplotlib brings, at a path or in
     a binary file. As on the page a mask is as wide as the word that will stand there, and what is decided
     glows and settles. Of a long run not every step is shown."""
@@ -357,25 +347,25 @@ def save_gif(file, frames: list[list[Cell]], seconds_per_frame: float):
     ends = list(itertools.accumulate((len(cell.text) for cell in frames[-1]), initial=0))
     fonts = [italic if cell.state == "given" else upright for cell in frames[-1] for _ in cell.text]
     where = places("".join(cell.text for cell in frames[-1]), fonts, 840 - 2 * margin)
-    size = 840, height * (where[-1][1] + 1) + 2 * margin
+    size, last = (840, height * (where[-1][1] + 1) + 2 * margin), len(frames) - 1
     every, glow, images = -(-len(frames) // 130), [0.0] * len(frames[0]), []
     palette = Image.new("P", (1, 1))
     palette.putpalette([c for name in ("ink", "new", "soft", "dim", "back", "mark") for step in range(16)
                         for c in mix("paper", name, step / 15)])
-    settled = [[cell._replace(state="set" if cell.state == "new" else cell.state) for cell in frames[-1]]] * 3
-    for step, shown in enumerate(frames + settled):
-        glow = [1.0 if cell.state == "new" else max(0.0, g - 1 / 3) for cell, g in zip(shown, glow)]
-        if step % every and step < len(frames) - 1:
+    for step in range(last + 4):                # three more, in which the last word's glow settles
+        shown = frames[min(step, last)]
+        glow = [1.0 if cell.state == "new" and step <= last else max(0.0, g - 1 / 3)
+                for cell, g in zip(shown, glow)]
+        if step % every and step < last:
             continue
         image = Image.new("RGB", size, ink["paper"])
         pen = ImageDraw.Draw(image)
-        count = f"step {min(step, len(frames) - 1)} of {len(frames) - 1}"
-        pen.text((840 - margin, size[1] - 18), count, ink["dim"], small, "rs")
+        pen.text((840 - margin, size[1] - 18), f"step {min(step, last)} of {last}", ink["dim"], small, "rs")
         for i, cell in enumerate(shown):
-            body, last = cell.text.strip(), frames[-1][i].text
-            x, line = where[ends[i] + len(last) - len(last.lstrip())]
+            body, word = cell.text.strip(), frames[-1][i].text
+            x, line = where[ends[i] + len(word) - len(word.lstrip())]
             font = italic if cell.state == "given" or is_draft(cell) else upright
-            x, base, room = x + margin, margin + height * line + 30, font.getlength(last.strip())
+            x, base, room = x + margin, margin + height * line + 30, font.getlength(word.strip())
             if cell.state == "mask" and not is_draft(cell):
                 if room > 3:
                     pen.rectangle((x + 1, base - 8, x + room - 2, base - 7), ink["mark"])
@@ -398,17 +388,16 @@ def save_gif(file, frames: list[list[Cell]], seconds_per_frame: float):
 
 @functools.cache
 def terminal():
-    """What is on stderr, as rich sees it."""
     from rich.console import Console
     return Console(stderr=True, highlight=False, emoji=False)
 
 
-def moving() -> bool:
-    """Can pictures move there?"""
+def moving():
+    """Whether pictures can move on stderr."""
     return terminal().is_terminal and not terminal().is_dumb_terminal
 
 
-def say(message, style: str = ""):
+def say(message, style=""):
     """Print to stderr, in a terminal broken between words."""
     if terminal().is_terminal:
         terminal().print(message, style=style, markup=False)
@@ -416,7 +405,7 @@ def say(message, style: str = ""):
         print(message, file=sys.stderr, flush=True)
 
 
-def show(job: Job, text: str):
+def show(job, text):
     """Print a text; in a terminal broken between words, what was given in bold."""
     if not sys.stdout.isatty():
         return print(text, flush=True)
@@ -432,13 +421,13 @@ def show(job: Job, text: str):
 
 
 def bar_of(*columns):
-    """A progress bar that leaves nothing behind; none where nothing can move."""
+    """A progress bar that leaves nothing behind."""
     from rich.progress import BarColumn, Progress
     return Progress("{task.description}", BarColumn(20), *columns, console=terminal(), transient=True,
                     disable=not moving(), redirect_stdout=False, redirect_stderr=False)
 
 
-def perform(model, tokenizer, job: Job, knobs: dict):
+def perform(model, tokenizer, job, knobs):
     """(filled row, result) of a lone job, watched, and its animation saved, as the knobs say."""
     frames, how, path = [], Sampling(**knobs["sampling"]), knobs["save_animation"]
     watched = knobs["animate"] and moving()
@@ -465,8 +454,8 @@ def perform(model, tokenizer, job: Job, knobs: dict):
     return row, result
 
 
-def measure(model, tokenizer, jobs: list[Job], how: Sampling):
-    """--benchmark: a table of speeds on stdout, line by line."""
+def measure(model, tokenizer, jobs, how):
+    """--benchmark: a table of speeds."""
     runs = [{"order": order, "steps": n} for order in CHOICES["order"] for n in (8, 25, 64)]
     runs += [{"threshold": 0.9}, {"threshold": 0.5}, {"entropy_bound": 0.5}, {"entropy_bound": 2.0}]
     line = "{:<17} {:>5} {:>5} {:>8} {:>9}"
@@ -488,7 +477,7 @@ def measure(model, tokenizer, jobs: list[Job], how: Sampling):
             progress.advance(task)
 
 
-def write_all(model, tokenizer, jobs: list[Job], knobs: dict):
+def write_all(model, tokenizer, jobs, knobs):
     """The results of all jobs, printed and put into `output` as they are done."""
     from rich.progress import TaskProgressColumn, TimeRemainingColumn
     results = []
@@ -513,8 +502,7 @@ def write_all(model, tokenizer, jobs: list[Job], knobs: dict):
             progress.update(task, completed=len(results) + len(batch) * step.step / step.of)
 
         for i, _, result in write(model, tokenizer, jobs, sampling, watch):
-            # what is printed meanwhile stands above the bar
-            progress.stop()
+            progress.stop()         # what is printed meanwhile stands above the bar
             keep(jobs[i], result)
             progress.start()
             progress.update(task, completed=i + 1, description=f"{i + 1}/{len(jobs)} texts")
@@ -537,8 +525,8 @@ COMMANDS = [line.split()[0] for line in HELP.splitlines()]
 SETTABLE = (*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed", "draft", "save_animation")
 
 
-def parts_of(text: str, knobs: dict, gaps: bool) -> list[str | int | None]:
-    """What is to be written for a text: its gaps, if `gaps`, or what follows up to the suffix."""
+def parts_of(text, knobs, gaps):
+    """What is to be written for a text, as parts: its gaps, if `gaps`, or what follows up to the suffix."""
     parts, after = parse_template(text), knobs["suffix"]
     if gaps and any(not isinstance(part, str) for part in parts):
         return parts
@@ -549,8 +537,7 @@ def parts_of(text: str, knobs: dict, gaps: bool) -> list[str | int | None]:
 def converse(model, tokenizer, knobs):
     """--interactive: a line is a text to continue or a template to fill, or one of COMMANDS."""
     history = Path(out_dir, "sample_history")
-    # Windows has no readline; a first session has no history
-    with contextlib.suppress(ImportError, OSError):
+    with contextlib.suppress(ImportError, OSError):     # Windows has no readline, a first session no history
         import readline
 
         def complete(text, state):
@@ -560,13 +547,13 @@ def converse(model, tokenizer, knobs):
         readline.set_completer(complete)
         readline.parse_and_bind("tab: complete")
         readline.read_history_file(history)
-    past: list[tuple[Job, Tensor, dict]] = []
+    past = []           # of each text its Job, filled row and result
     say("Type the beginning of a text, or a text with gaps (____). /help lists commands.")
     # for readline, what stands between \1 and \2 has no width
-    colour = "\1\033[1;34m\2> \1\033[0m\2" if terminal().color_system else "> "
+    sign = "\1\033[1;34m\2> \1\033[0m\2" if terminal().color_system else "> "
     while True:
         try:
-            line = input(colour if sys.stdin.isatty() else "")
+            line = input(sign if sys.stdin.isatty() else "")
             if line.strip() == "/quit":
                 break
             command(line, model, tokenizer, knobs, past)
@@ -582,7 +569,7 @@ def converse(model, tokenizer, knobs):
         readline.write_history_file(history)
 
 
-def options(line: str) -> list[str]:
+def options(line):
     """What may complete the last word of an interactive line."""
     words = line.split(" ")
     if words[0] == "/set" and len(words) > 1:
@@ -590,8 +577,8 @@ def options(line: str) -> list[str]:
     return list(COMMANDS) if line.startswith("/") and len(words) == 1 else []
 
 
-def command(line, model, tokenizer, knobs, past: list[tuple[Job, Tensor, dict]]):
-    """Do what one interactive line says; `past` holds the texts so far. ValueError or fail() if it cannot."""
+def command(line, model, tokenizer, knobs, past):
+    """Do what one interactive line says. ValueError or fail() if it cannot."""
     name, _, argument = line.partition(" ")
     argument, how, job = argument.strip(), Sampling(**knobs["sampling"]), None
     if name.startswith("/") and name not in COMMANDS:
@@ -627,7 +614,7 @@ def command(line, model, tokenizer, knobs, past: list[tuple[Job, Tensor, dict]])
 
 
 def change(knobs, key, value):
-    """Set a knob, and say so. ValueError or fail() for an impossible value."""
+    """Set a knob -> what to say, or ValueError or fail()."""
     if key not in SETTABLE:
         raise ValueError(f"/set takes a knob and a value; knobs: {', '.join(SETTABLE)}")
     kinds = {f"sampling.{f.name}": f.type for f in fields(Sampling)}
@@ -641,7 +628,7 @@ def change(knobs, key, value):
 
 
 def save(path, result):
-    """Keep a text, and say so."""
+    """Keep a text -> what to say."""
     if not path:
         raise ValueError("/save takes a file's name")
     if path.endswith(".json"):
@@ -651,8 +638,8 @@ def save(path, result):
     return f"saved in {path}"
 
 
-def remasked(last: Job, row: Tensor, span, mask_id):
-    """The job of writing a span of the last text's tokens, such as 2-5, anew."""
+def remasked(last, row, span, mask_id):
+    """The Job of writing a span of the last text's tokens, such as 2-5, anew."""
     places = (last.row == mask_id).nonzero()[:, 0]
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
     first, end = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
@@ -665,7 +652,6 @@ def remasked(last: Job, row: Tensor, span, mask_id):
 # ---- the program
 
 def check():
-    """fail() where knobs do not fit together."""
     if template and (prompt or suffix):
         fail("--template stands alone: put the prompt and the suffix into it")
     if bool(template) + bool(batch) + interactive + benchmark > 1:
@@ -693,7 +679,7 @@ the book's style and knows nothing else. Every script of the program that traine
 """
 
 
-def share(folder: str, path: str, saved: dict) -> None:
+def share(folder, path, saved):
     """Write a checkpoint as others can read it, with the figures of evaluation.json if they are its own."""
     from safetensors.torch import save
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -719,8 +705,7 @@ def share(folder: str, path: str, saved: dict) -> None:
 def main():
     knobs = configure(globals(), positional="prompt")
     check()
-    # a terminal that cannot show a character shows ?
-    sys.stdout.reconfigure(errors="replace")
+    sys.stdout.reconfigure(errors="replace")        # a terminal that cannot show a character shows ?
     path = checkpoint or os.path.join(out_dir, "best.pt")
     model, tokenizer, saved = load(path, device)
     if sys.stderr.isatty():

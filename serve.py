@@ -30,13 +30,12 @@ import torch
 from flask import Flask, Response, abort, jsonify, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
-from torch import Tensor
 from werkzeug.serving import make_server
 
 import sample
 from configurator import configure, fail, run_script
-from model import Config, DiffusionModel, Sampling, Step, count_parameters, denoise, estimate_memory
-from prepare import Tokenizer
+from model import Sampling, Step, count_parameters, denoise, estimate_memory
+from prepare import read_prepared
 
 out_dir = "out"             # where train.py left its checkpoints
 checkpoint = ""             # a checkpoint's path; empty: best.pt in out_dir
@@ -61,7 +60,7 @@ ADAPTED = 0.2               # share of a text that is taken back where it is to 
 
 # ---- what a client may ask for
 
-def settings_allowed(config: Config) -> dict[str, dict]:
+def settings_allowed(config):
     """{key: what it may be}: numbers with `min` and `max`, names with `choices`; `default` None is off."""
     usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)  # a prompt fits beside it
     narrower = {"steps": {"max": 256}, "temperature": {"max": 2}, "top_k": {"max": config.n_text},
@@ -76,7 +75,7 @@ def settings_allowed(config: Config) -> dict[str, dict]:
     return allowed
 
 
-def read_message(text: str | bytes) -> dict:
+def read_message(text):
     """A client's message -> dict with a `type`. Here and below, ValueError says what is wrong."""
     try:
         message = json.loads(text)
@@ -89,7 +88,7 @@ def read_message(text: str | bytes) -> dict:
     return message
 
 
-def checked_settings(message: dict, allowed: dict[str, dict]) -> dict:
+def checked_settings(message, allowed):
     """Every setting, as asked for or by default."""
     others = {"type", "prompt", "suffix", "template", "tokens", "adapt", "twin"}
     unknown = message.keys() - allowed.keys() - others
@@ -110,7 +109,7 @@ def checked_settings(message: dict, allowed: dict[str, dict]) -> dict:
     return settings
 
 
-def checked_text(message: dict, key: str) -> str:
+def checked_text(message, key):
     """The text under `key`, "" if there is none."""
     text = message.get(key, "")
     if not isinstance(text, str) or len(text) > PROMPT_CHARACTERS:
@@ -120,7 +119,7 @@ def checked_text(message: dict, key: str) -> str:
     return text
 
 
-def checked_row(message: dict, settings: dict, tokenizer: Tokenizer, config: Config):
+def checked_row(message, settings, tokenizer, config):
     """The row to fill, (T,) int64, and its parts of text and gaps, None for a row of token ids."""
     if "tokens" in message:
         return torch.tensor(checked_ids(message, "tokens", config.mask_id + 1)), None
@@ -135,8 +134,7 @@ def checked_row(message: dict, settings: dict, tokenizer: Tokenizer, config: Con
     return row, parts
 
 
-def checked_ids(message: dict, key: str, end: int) -> list[int]:
-    """The list of whole numbers below `end` under `key`."""
+def checked_ids(message, key, end):
     ids = message.get(key)
     whole = isinstance(ids, list) and all(type(i) is int and 0 <= i < end for i in ids)
     if not whole or not 1 <= len(ids) <= longest:
@@ -147,23 +145,22 @@ def checked_ids(message: dict, key: str, end: int) -> list[int]:
 # ---- what it gets
 
 @torch.no_grad()
-def doubtful(model: DiffusionModel, row: Tensor, positions: list[int]) -> list[int]:
+def doubtful(model, row, positions):
     """Those of `positions` in row (T,) whose tokens are least likely, a quarter of them masked at a time."""
     chances, size = {}, model.config.block_size
     for start in range(0, len(row), size):
         here = sorted(p for p in set(positions) if start <= p < start + size)
         for hidden in filter(None, (here[k::4] for k in range(4))):
-            masked = row.clone()
-            masked[hidden] = model.config.mask_id
             where = torch.zeros_like(row, dtype=torch.bool)
             where[hidden] = True
+            masked = row.masked_fill(where, model.config.mask_id)
             read = (x[None, start:start + size].to(model.device) for x in (masked, where))
             log_p = model(*read).float().cpu().log_softmax(1)
             chances |= zip(hidden, log_p.gather(1, row[hidden][:, None])[:, 0].tolist())
     return sorted(chances, key=chances.get)[:round(ADAPTED * len(chances) + 0.5)]
 
 
-def step_message(step: Step, seconds: float) -> dict:
+def step_message(step, seconds):
     """A Step of one row as JSON: `alternatives` are [token id, probability]; the first is a draft's."""
     tokens, confidence = step.tokens[0].tolist(), step.confidence[0].tolist()
     ids, chances = step.choices[0].tolist(), step.chances[0].tolist()
@@ -183,22 +180,17 @@ def step_message(step: Step, seconds: float) -> dict:
 
 
 class Book:
-    """The text that the model was trained on, if it lies in data/, to hold what is written against it.
+    """The text that the model was trained on, if it lies in data/, to hold what is written against it. A
+    token is a character of `ids`: str.find is quick, and every vocabulary here ends before the surrogates."""
 
-    A token is a character of `ids`: str.find is quick, and every vocabulary here ends before the surrogates.
-    """
-
-    def __init__(self, name: str | None, tokenizer: Tokenizer):
+    def __init__(self, name, tokenizer):
         self.tokenizer, self.title, self.ids, self.prompts, self.passage = tokenizer, name, "", [], ""
-        folder = Path("data") / Path(name or "").name
         with contextlib.suppress(FileNotFoundError):
-            text, segments, statistics = ((folder / file).read_text(encoding="utf-8")
-                                          for file in ("text.txt", "segments.jsonl", "statistics.json"))
+            text, sentences, self.title = read_prepared(Path("data") / Path(name or "").name)
             self.ids = "".join(map(chr, tokenizer.encode(text)))
-            self.prompts, self.passage = openings(text, segments.splitlines())
-            self.title = json.loads(statistics).get("title") or name
+            self.prompts, self.passage = openings(text, sentences)
 
-    def copies(self, row: list[int]) -> list[dict]:
+    def copies(self, row):
         """Every run of COPIED tokens of row or more that stands in the book, and where; runs may overlap."""
         runs, start, line = [], 0, "".join(map(chr, row))
         while self.ids and start + COPIED <= len(line):
@@ -219,17 +211,16 @@ class Book:
         return self.tokenizer.decode(map(ord, self.ids[start:end]), "ignore")
 
 
-def openings(text: str, segments: list[str]) -> tuple[list[str], str]:
+def openings(text, sentences):
     """Beginnings of held-out sentences, whose end the model has not read, and a passage to look at."""
-    spans = [s for s in map(json.loads, segments) if s["split"] == "test"]
-    spans = [s for s in spans if 60 < s["end"] - s["start"] < 300]
+    spans = [s for s in sentences if s["split"] == "test" and 60 < s["end"] - s["start"] < 300]
     chosen = [" ".join(text[s["start"]:s["end"]].split()[:6]) for s in spans[::max(1, len(spans) // 4)][:4]]
     passage = text[spans[0]["start"]:][:420].split()[:-1] if spans else []
     return chosen, " ".join(passage)
 
 
-def dashboard(model: DiffusionModel, tokenizer: Tokenizer, saved: dict, book: Book, allowed: dict) -> dict:
-    """Everything that /api/model says."""
+def dashboard(model, tokenizer, saved, book, allowed):
+    """What /api/model says."""
     training, config = saved.get("training", {}), model.config
     return {"book": book.title or "an unnamed book", "book_at_hand": bool(book.ids), "prompts": book.prompts,
             "passage": book.passage, "vocabulary": tokenizer.vocab_size, "mask": config.mask_id,
@@ -245,7 +236,7 @@ def send(ws, **message):
     ws.send(json.dumps(message, ensure_ascii=False, separators=(",", ":")))
 
 
-def receive(ws, recent: deque, wait: bool = True) -> dict | None:
+def receive(ws, recent, wait=True):
     """The next well-formed message, None if there is none now; a malformed one is answered."""
     while True:
         text = ws.receive(timeout=1 if wait else 0)  # for ever would miss some of the ways it ends
@@ -268,13 +259,12 @@ def receive(ws, recent: deque, wait: bool = True) -> dict | None:
 class Writer:
     """The model, and the twin it may race, for one client at a time."""
 
-    def __init__(self, model: DiffusionModel, twin: DiffusionModel | None, tokenizer: Tokenizer, book: Book):
+    def __init__(self, model, twin, tokenizer, book):
         self.model, self.twin, self.tokenizer, self.book = model, twin, tokenizer, book
         self.allowed, self.words = settings_allowed(model.config), sample.not_words(tokenizer)
         self.in_use, self.connections = threading.Lock(), threading.BoundedSemaphore(CONNECTIONS)
 
     def talk(self, ws):
-        """Serve a WebSocket until it ends."""
         if not self.connections.acquire(blocking=False):
             return ws.close(1013, "too many connections")
         recent = deque(maxlen=MESSAGES_PER_SECOND)
@@ -358,11 +348,9 @@ class Writer:
 
 # ---- the server
 
-def is_served(name: str, port: int, host: str) -> bool:
-    """Whether name, of a Host header or an Origin, is this server's: "127.0.0.1:5000", say.
-
-    A name that someone else's DNS points here (rebinding) is not. Listening everywhere, any bare IP is.
-    """
+def is_served(name, port, host):
+    """Whether name, of a Host header or an Origin, is this server's: "127.0.0.1:5000", say. A name that
+    someone else's DNS points here (rebinding) is not. Listening everywhere, any bare IP is."""
     name, _, asked = name.lower().rpartition(":") if re.search(r":\d+$", name) else (name.lower(), "", "80")
     name = name.strip("[]")
     if host in EVERYWHERE:
@@ -372,7 +360,7 @@ def is_served(name: str, port: int, host: str) -> bool:
     return asked == str(port) and name in names
 
 
-def outer_addresses(text: str) -> list[str]:
+def outer_addresses(text):
     """--origin's addresses, as browsers write them; fail() if one is none."""
     addresses = [part.rstrip("/") for part in text.lower().replace(" ", "").split(",") if part]
     for address in addresses:
@@ -381,7 +369,7 @@ def outer_addresses(text: str) -> list[str]:
     return addresses
 
 
-def page_and_policy() -> tuple[str, str]:
+def page_and_policy():
     """serve.html with its style sheet, and the policy that lets a browser run this and nothing else."""
     page = sample.with_style("serve.html")
 
@@ -394,7 +382,7 @@ def page_and_policy() -> tuple[str, str]:
                   "frame-ancestors 'none'")
 
 
-def create_app(writer: Writer, about: dict, host: str, port: int, outer: list[str]) -> Flask:
+def create_app(writer, about, host, port, outer):
     """The page, two JSON documents and the WebSocket."""
     app = Flask(__name__, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MESSAGE_BYTES,
@@ -429,8 +417,7 @@ def create_app(writer: Writer, about: dict, host: str, port: int, outer: list[st
     return app
 
 
-def listen() -> socket.socket:
-    """The socket that --host and --port name."""
+def listen():
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

@@ -535,9 +535,9 @@ def test_reading_grade_knows_a_primer_from_a_treatise():
 
 def test_yules_k_sees_repetition_and_stays_within_its_run():
     varied, repeated = [f"w{i}" for i in range(20)], ["the", "lamp"] * 10
-    k = p.yules_k([varied, repeated], [0, 1])
+    k = p.yules_k_around([varied, repeated], [0, 1])
     assert k[0] == 0 < k[1]
-    assert p.yules_k([repeated], [0])[0] == pytest.approx(1e4 * (2 * 10**2 - 20) / 20**2)
+    assert p.yules_k_around([repeated], [0])[0] == pytest.approx(1e4 * (2 * 10**2 - 20) / 20**2)
 
 
 def test_a_sentence_of_the_main_theme_is_more_central_than_an_outlier():
