@@ -34,15 +34,38 @@ def run_script(main):
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:    # of what is printed: whoever writes files says which
+        fail(f"cannot print: {error.strerror or error}")
+    except SystemExit:
+        # what could not be printed would be tried, and complained of, once more
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        raise
+
+
+@contextlib.contextmanager
+def written(path, mode: str = "w"):
+    """A file to write that takes the place of `path` when it is whole: whoever reads `path` finds all of the
+    old content or all of the new. Where the disk is full nothing is left of it, and the OSError names it."""
+    aside = f"{path}.writing"
+    try:
+        with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
+        raise
 
 
 def write_json(path: str, value) -> None:
-    """Write aside, then rename: whoever reads `path` finds all of the old content or all of the new."""
-    with open(f"{path}.writing", "w", encoding="utf-8") as file:
+    """JSON, `written`."""
+    with written(path) as file:
         json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.writing", path)
 
 
 def configure(script: dict, positional: str | None = None, base: dict | None = None) -> dict:
@@ -72,6 +95,7 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
                 known = [(f.name, knobs[name][f.name], f.metadata["meaning"]) for f in fields]
                 for key, value, meaning in known or [(name, knobs[name], comment)]:
                     print(f"  --{key}={value!r}" + (f"\n        {meaning}" if meaning else ""))
+            sys.stdout.flush()
             sys.exit(0)
         elif argument.startswith("--"):
             key, has_value, text = argument[2:].partition("=")

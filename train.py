@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import model as model_file
-from configurator import configure, fail, run_script, write_json
+from configurator import configure, fail, run_script, write_json, written
 from model import (
     Config,
     DiffusionModel,
@@ -769,8 +769,13 @@ def save(path: str, content: dict) -> None:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             os.remove(f"{path}.writing")
-        fail(f"could not write {path} ({error}): free some space and continue with --resume; "
-             "the checkpoint saved before is whole")
+        could_not_write(path, error)
+
+
+def could_not_write(path: str, error: Exception) -> NoReturn:
+    """End in one line where the disk is full, or gone."""
+    fail(f"could not write {path} ({error}): free some space and continue with --resume; "
+         "the checkpoint saved before is whole")
 
 
 def start_folder(run: Run) -> None:
@@ -779,18 +784,28 @@ def start_folder(run: Run) -> None:
     os.makedirs(out_dir, exist_ok=True)
     run.hold = hold_folder()
     if os.path.exists(f"{out_dir}/latest.pt") and not resume:
-        count = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}"))
-        os.makedirs(f"{out_dir}/previous{count}")
-        for name in sorted(os.listdir(out_dir)):
-            if re.search(r"\.(pt|jsonl?|html|svg)$|^(tensorboard|source)$", name):
-                shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous{count}/{name}")
-        run.say(f"the earlier run in {out_dir}/ is now in {out_dir}/previous{count}/")
+        move_aside(run)
+    elif not resume:        # records of a run that was stopped before its first checkpoint
+        for name in {"log.jsonl", "samples.jsonl", "curves.svg"} & {*os.listdir(out_dir)}:
+            os.remove(f"{out_dir}/{name}")
+        shutil.rmtree(f"{out_dir}/tensorboard", ignore_errors=True)
     os.makedirs(f"{out_dir}/source", exist_ok=True)
     for path in (__file__, model_file.__file__):
         shutil.copy(path, f"{out_dir}/source/")
     write_json(f"{out_dir}/config.json", run.knobs)
     for name in ("log.jsonl", "samples.jsonl") if resume else ():
         truncate_log(f"{out_dir}/{name}", run.progress.step)
+
+
+def move_aside(run: Run) -> None:
+    """The earlier run to a previous folder; one that was stopped doing so left latest.pt for the last, and is
+    now completed."""
+    count = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}/latest.pt"))
+    os.makedirs(f"{out_dir}/previous{count}", exist_ok=True)
+    for name in sorted(os.listdir(out_dir), key="latest.pt".__eq__):
+        if re.search(r"\.(pt|jsonl?|html|svg)$|^(tensorboard|source)$", name):
+            shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous{count}/{name}")
+    run.say(f"the earlier run in {out_dir}/ is now in {out_dir}/previous{count}/")
 
 
 def hold_folder() -> TextIO:
@@ -1049,9 +1064,8 @@ def draw_curves() -> None:
     for axis in (left, right):
         axis.tick_params(colors=grey)
         axis.spines[:].set_color(grey)
-    with contextlib.suppress(OSError):      # a full disk: the run itself is safe
-        figure.savefig(f"{out_dir}/curves.writing", format="svg", transparent=True)
-        os.replace(f"{out_dir}/curves.writing", f"{out_dir}/curves.svg")
+    with contextlib.suppress(OSError), written(f"{out_dir}/curves.svg", "wb") as file:
+        figure.savefig(file, format="svg", transparent=True)    # a full disk: the run itself is safe
 
 
 def close_run(run: Run, text: str) -> None:
@@ -1069,10 +1083,13 @@ def main():
     run, began = open_run(), time.time()
     if dry_run:
         return print_plan(run) if RANK == 0 else measured_seconds(run)
-    start(run)
-    train(run)
-    close_run(run, f"done in {time.time() - began:,.0f} s: best validation bound {run.progress.best:.4f} "
-                   f"bits per byte, in {out_dir}/best.pt; python sample.py writes with it")
+    try:
+        start(run)
+        train(run)
+        close_run(run, f"done in {time.time() - began:,.0f} s: best validation bound {run.progress.best:.4f} "
+                       f"bits per byte, in {out_dir}/best.pt; python sample.py writes with it")
+    except OSError as error:
+        could_not_write(error.filename or f"to {out_dir}/", error)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,381 @@
+"""Kills, full disks, nonsense and ten thousand generations: what must never cost a user a result or end in a traceback.
+
+    python tests/faults.py                              # everything, a line per check; status 1 if one failed
+    python tests/faults.py --only=kills_train,messages
+
+A check takes a folder to work in and how often to try, and returns what it did. test_faults.py runs them at a tenth of the size and less.
+"""
+import contextlib
+import copy
+import io
+import json
+import multiprocessing
+import os
+import random
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+PREPARE = ["tale.txt", "--heldout_blocks=1", "--test_share=0.1"]
+TRAIN = ["--tensorboard=False", "--sample_tokens=8", "--eval_masks=32", "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=16", "--grad_accum=1",
+         "--log_interval=1", "--eval_interval=7", "--dropout=0.1", "--ema=0.9", *(f"--stages[{i}].{key}={value}" for i in range(3) for key, value in (("epochs", 1000), ("max_steps", 100)))]
+SAMPLE = ["--batch=prompts.txt", "--output=texts.json", "--num_samples=2", "--max_tokens=40"]
+
+
+class Skipped(Exception):
+    """A check that this machine does not allow."""
+
+
+def book(size=20000):
+    return (ROOT / "book.txt").read_text(encoding="utf-8")[:size]
+
+
+def world(folder, trained=True):
+    """A folder with a short book prepared and, if trained, a tiny model that has learnt nothing in out/."""
+    import torch
+
+    import model as m
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tale.txt").write_text(book(), encoding="utf-8")
+    (folder / "prompts.txt").write_text("The keeper\nlit ____(2) and\n\nThe lamp was ____ and cold\n“Why?”\n" * 2, encoding="utf-8")
+    Program(folder, "prepare.py", *PREPARE).whole()
+    if trained:
+        tokenizer = json.loads((folder / "data/tale/tokenizer.json").read_text(encoding="utf-8"))
+        torch.manual_seed(1)
+        net = m.DiffusionModel(m.Config(tokenizer["vocab_size"], 32, 1, 2, 16))
+        (folder / "out").mkdir(exist_ok=True)
+        m.save_checkpoint(str(folder / "out/best.pt"), m.checkpoint_of(net, tokenizer, training={"dataset": "tale", "step": 7}))
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+# ---- programs that end before their time
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "model", "prepare", "sample", "rich.progress", "rich.console", "sklearn.cluster", "sklearn.decomposition", "sklearn.feature_extraction.text",
+                               "tiktoken", "tokenizers", "nltk", "textblob.en.taggers", "textstat", "chardet", "regex", "threadpoolctl"])
+
+
+def perform(folder, name, arguments, errors, changed, last):
+    """A script in the process at hand, which kills itself before its `last`-th change to the disk; `changed` counts them."""
+    import torch
+    os.chdir(folder)
+    sys.argv = [name, *arguments]
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    torch.set_num_threads(1)
+
+    def hook(event, args):
+        if (event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+                or event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR) and not str(args[0]).startswith("/dev/")):
+            changed.value += 1
+            if changed.value == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    runpy.run_path(str(ROOT / name), run_name="__main__")
+
+
+class Program:
+    """A script with its arguments, to be run in `folder`, often: each time a process, forked where the libraries have been loaded."""
+
+    def __init__(self, folder, name, *arguments):
+        self.folder, self.name, self.arguments = folder, name, arguments
+        self.errors = Path(tempfile.gettempdir()) / f"faults-{os.getpid()}.stderr"
+
+    def start(self, last=0):
+        self.changed = SERVER.Value("i", 0)
+        process = SERVER.Process(target=perform, args=(self.folder, self.name, self.arguments, self.errors, self.changed, last))
+        process.start()
+        return process
+
+    def whole(self):
+        """Run it to its end; its seconds and changes to the disk are known then."""
+        begun, process = time.perf_counter(), self.start()
+        process.join()
+        assert process.exitcode == 0, f"{self.name} {self.arguments} ended with {process.exitcode}: {self.errors.read_text(errors='replace')}"
+        self.seconds, self.changes = time.perf_counter() - begun, self.changed.value
+        return self
+
+    def killed(self, rng):
+        """Kill -9 at a random moment: at any time, or, every other time, just before a random one of its changes to the disk. Whether it was in time."""
+        at_change = rng.random() < 0.5
+        process = self.start(rng.randint(1, self.changes) if at_change else 0)
+        process.join(None if at_change else rng.uniform(0.0, self.seconds))
+        process.kill()
+        process.join()
+        return process.exitcode == -signal.SIGKILL
+
+
+def kills_prepare(folder, kills):
+    """Earlier data stays, or the new is whole; the same command then does what it would have done."""
+    world(folder, trained=False)
+    rng, commands, whole = random.Random(1), [], []
+    for seed in (1, 2):
+        commands.append(Program(folder, "prepare.py", *PREPARE, f"--seed={seed}").whole())
+        whole.append(contents(folder / "data/tale"))
+    assert whole[0] != whole[1]
+    done, new = 0, 0
+    while done < kills:
+        i = rng.randrange(2)
+        before = contents(folder / "data/tale")
+        if not commands[i].killed(rng):
+            continue
+        done += 1
+        found = [path for path in (folder / "data/tale", folder / "data/.tale.old") if path.exists()]
+        assert found and contents(found[0]) in (before, whole[i]), "neither the earlier data nor the new is whole"
+        assert (folder / "data/latest").read_text() == "tale\n"
+        new += contents(found[0]) == whole[i] != before
+        commands[i].whole()
+        assert contents(folder / "data/tale") == whole[i] and {p.name for p in (folder / "data").iterdir()} == {"latest", "tale"}
+    return f"{done} kills, {new} of them after the data was there; the same command then gave the same bytes"
+
+
+TIMES = ("tokens_per_second", "memory_gb", "seconds")
+
+
+def lines_of(path):
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def learnt(out):
+    """All that a run left behind, without times and places."""
+    import model as m
+    saved = {path.name: m.load_checkpoint(str(path)) for path in sorted(out.glob("*.pt"))}
+    weights = {name: {k: v.numpy().tobytes() for part in ("model", "raw") for k, v in one.get(part, {}).items()} for name, one in saved.items()}
+    results = [{k: v for k, v in result.items() if k not in TIMES} for result in json.loads((out / "curriculum_results.json").read_text())]
+    return weights, lines_of(out / "log.jsonl"), lines_of(out / "samples.jsonl"), results, (out / "curves.svg").exists()
+
+
+def kills_train(folder, kills):
+    """Whatever was killed, at its first start or after --resume, and with an earlier run in the same folder: it ends in the same bits."""
+    import model as m
+    world(folder, trained=False)
+    rng, out, done, chains = random.Random(2), folder / "out", 0, 0
+    fresh, again = (Program(folder, "train.py", *TRAIN, *more) for more in ([], ["--resume"]))
+    reference = Program(folder, "train.py", *TRAIN, "--out_dir=whole").whole()
+    whole = learnt(folder / "whole")
+    while done < kills:
+        while True:                                     # until a run has come to its end
+            moved = len(list(out.glob("previous*/latest.pt")))
+            command = again if moved == chains and (out / "latest.pt").exists() else fresh
+            command.seconds, command.changes = reference.seconds / 2, reference.changes // 3
+            if done < kills:
+                done += (killed := command.killed(rng))
+            else:
+                killed = command.whole() is None
+            for path in [*out.glob("*.pt"), *out.glob("previous*/*.pt")]:
+                m.load_checkpoint(str(path))
+            for path in out.glob("*.json"):
+                json.loads(path.read_text(encoding="utf-8"))
+            if not killed:
+                break
+        chains += 1
+        for run in (out, *out.glob("previous*")):
+            assert learnt(run) == whole, f"{run} is not what the run gives that nothing stopped"
+    return f"{done} kills in {chains} runs; each of them ended in the bits of a run that nothing stopped"
+
+
+def texts_of(path):
+    """Results without their times; None where there are none."""
+    return [{k: v for k, v in result.items() if k != "seconds"} for result in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else None
+
+
+def kills_sample(folder, kills):
+    """The file of results is whole at any time: of the earlier run, or as far as this one has come."""
+    world(folder)
+    rng, path, done, parts = random.Random(3), folder / "texts.json", 0, set()
+    commands = [Program(folder, "sample.py", *SAMPLE, f"--seed={seed}").whole() for seed in (1, 2)]
+    whole = [texts_of((command.whole(), path)[1]) for command in commands]
+    while done < kills:
+        i = rng.randrange(2)
+        before = texts_of(path)
+        if not commands[i].killed(rng):
+            continue
+        done += 1
+        found = texts_of(path)
+        assert found == before or found == whole[i][:len(found)], "the file holds neither the earlier texts nor the first of the new"
+        parts.add(len(found))
+        if rng.random() < 0.5:                          # the others are killed again over what they left
+            commands[i].whole()
+            assert texts_of(path) == whole[i]
+            assert not list(folder.glob("*.writing")), "a part of a file was left"
+    return f"{done} kills, with {min(parts)} to {max(parts)} of {len(whole[0])} texts in the file; the same command then gave the same texts"
+
+
+# ---- full disks
+
+@contextlib.contextmanager
+def tmpfs(folder, megabytes=48):
+    """A file system of its own in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True, text=True) if shutil.which("mount") else None
+    if not mounted or mounted.returncode:
+        raise Skipped("no file system can be mounted here: run it as root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def leave(folder, free):
+    """Fill the disk but for `free` bytes; what is written to the file that it returns is in no one's way."""
+    filler = folder / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 2**20)
+    with open(filler, "ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    os.truncate(filler, max(0, filler.stat().st_size - free // 4096 * 4096))
+    return filler
+
+
+def script(folder, name, *arguments, **more):
+    return subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=folder, env=ENV, text=True, timeout=300, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more)
+
+
+def told(done, name, lines=None):
+    """A run that could not go on said so in its last line, with status 2, and printed no traceback."""
+    said = done.stderr.splitlines()
+    assert done.returncode == 2 and said and said[-1].startswith(f"{name}: ") and not re.search("Traceback|Exception ignored|None: ", done.stderr), done
+    assert lines is None or len(said) == lines, done
+    return said[-1]
+
+
+def fills(folder, rng, count, need, name, arguments, state, whole, resumed=None):
+    """Run a script `count` times on a disk with less room than the `need` bytes it takes: (how often that was too little, what was said). It ends in a line, no
+    earlier file is harmed, and with room again the same command does what it would have done."""
+    full, said = 0, set()
+    for i in range(count):
+        filler = leave(folder, int(need * (i + rng.random()) / count))
+        before = state()
+        done = script(folder, name, *arguments)
+        if done.returncode:
+            full += 1
+            said.add(told(done, name))
+            assert state() == before, "an earlier file was harmed"
+            assert "No space left" in done.stderr, done.stderr
+        filler.unlink()
+        done = script(folder, name, *(resumed() if resumed else arguments))
+        assert done.returncode == 0, done.stderr
+        assert state() == whole, "with room again, it gave something else"
+    return full, said
+
+
+def full_disk_prepare(folder, count):
+    rng = random.Random(4)
+    with tmpfs(folder) as folder:
+        world(folder, trained=False)
+        other = [*PREPARE, "--seed=2"]
+        Program(folder, "prepare.py", *other).whole()
+        whole, full = contents(folder / "data/tale"), 0
+        need = sum(map(len, whole.values())) + 4096 * len(whole)
+        for i in range(count):
+            Program(folder, "prepare.py", *PREPARE).whole()
+            full += fills(folder, rng, 1, need * (i + 1) / count, "prepare.py", other, lambda: contents(folder / "data/tale"), whole)[0]
+            assert {path.name for path in (folder / "data").iterdir()} == {"tale", "latest"}, "something was left behind"
+    assert full >= count // 2
+    return f"full {full} of {count} times: one line, the earlier data stood; with room again, the same bytes"
+
+
+def full_disk_train(folder, count):
+    """The earlier run stays as it was; what the new one has saved is whole, and goes on with --resume to the same end."""
+    import model as m
+    rng, full = random.Random(5), 0
+    with tmpfs(folder) as folder:
+        world(folder, trained=False)
+        arguments = [*(a for a in TRAIN if not a.startswith(("--tensorboard", "--eval_interval"))), "--eval_interval=50"]
+        done = script(folder, "train.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        whole, need = learnt(folder / "out"), sum(p.stat().st_size for p in (folder / "out").rglob("*"))
+        for i in range(count):
+            filler = leave(folder, int(need * (i + rng.random()) / count))
+            done = script(folder, "train.py", *arguments)
+            if done.returncode:
+                full += 1
+                told(done, "train.py")
+                assert "No space left" in done.stderr or "unexpected pos" in done.stderr or "file write failed" in done.stderr, done.stderr
+            filler.unlink()
+            assert not list((folder / "out").glob("*.writing")), "half a file was left"
+            for path in (folder / "out").rglob("*.pt"):
+                m.load_checkpoint(str(path))
+            moved = len(list((folder / "out").glob("previous*/latest.pt")))
+            begun = moved == 1 and (folder / "out/latest.pt").exists()
+            done = script(folder, "train.py", *arguments, *["--resume"] * begun)
+            assert done.returncode == 0, done.stderr
+            [previous] = (folder / "out").glob("previous*")
+            assert learnt(folder / "out") == learnt(previous) == whole, "not what a run gives that nothing stopped"
+            shutil.rmtree(previous)
+    assert full >= count // 2
+    return f"full {full} of {count} times: one line, every checkpoint whole; with room again, the same bits"
+
+
+def full_disk_sample(folder, count):
+    """Also where the full disk is what stdout goes to."""
+    rng = random.Random(6)
+    with tmpfs(folder) as folder:
+        world(folder)
+        path = folder / "texts.json"
+        arguments = [*SAMPLE, "--num_samples=12"]
+        Program(folder, "sample.py", *arguments).whole()
+        whole, full, need = texts_of(path), 0, 2 * path.stat().st_size
+        for i in range(count):
+            path.write_text("[]")
+            filler = leave(folder, int(need * (i + rng.random()) / count))
+            done = script(folder, "sample.py", *arguments)
+            if done.returncode:
+                full += 1
+                assert "texts.json: No space left" in told(done, "sample.py")
+                assert (found := texts_of(path)) == whole[:len(found)] and not list(folder.glob("*.writing"))
+            filler.unlink()
+            Program(folder, "sample.py", *arguments).whole()
+            assert texts_of(path) == whole
+        filler = leave(folder, 0)
+        for name, arguments in (("sample.py", SAMPLE[:1]), ("sample.py", ["--help"]), ("prepare.py", ["--help"])):
+            with open(folder / "printed", "w") as file:
+                assert "No space left" in told(script(folder, name, *arguments, stdout=file), name, None)
+    assert full >= count // 2
+    return f"full {full} of {count} times, and 3 times where stdout went: one line, the file as far as it had come; with room again, the same texts"
+
+
+CHECKS = {check.__name__: (check, size) for check, size in (
+    (kills_prepare, 50), (kills_train, 50), (kills_sample, 50), (full_disk_prepare, 10), (full_disk_train, 10), (full_disk_sample, 10))}
+
+
+def main():
+    only = next((a.partition("=")[2].split(",") for a in sys.argv[1:] if a.startswith("--only=")), list(CHECKS))
+    sizes = {a[2:].partition("=")[0]: int(a.partition("=")[2]) for a in sys.argv[1:] if not a.startswith("--only=")}
+    if unknown := {*only, *sizes} - {*CHECKS}:
+        sys.exit(f"there is no {', '.join(sorted(unknown))}; checks: {', '.join(CHECKS)}")
+    failed = False
+    for name in only:
+        begun, (check, size) = time.time(), CHECKS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                said = "ok       " + f"{name}: {check(Path(folder) / 'world', sizes.get(name, size))}"
+            except Skipped as reason:
+                said = f"skipped  {name}: {reason}"
+            except Exception:
+                failed, said = True, f"FAILED   {name}\n{traceback.format_exc()}"
+        print(f"{said} ({time.time() - begun:.0f} s)", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
