@@ -837,7 +837,7 @@ def pick_device(name: str = "auto", local: int = 0) -> torch.device:
             name = "mps"
     try:
         where = torch.device(name)
-        torch.empty(1, device=where)
+        torch.zeros(1, device=where).item()
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {name!r} is not to be had here; --device=cpu always is") from None
     return where

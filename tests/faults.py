@@ -174,7 +174,7 @@ def kills_train(folder, kills):
         while True:                                     # until a run has come to its end
             moved = len(list(out.glob("previous*/latest.pt")))
             command = again if moved == chains and (out / "latest.pt").exists() else fresh
-            command.seconds, command.changes = reference.seconds / 2, reference.changes // 3
+            command.seconds, command.changes = reference.seconds / 2, 30 if command is fresh else reference.changes // 3
             if done < kills:
                 done += (killed := command.killed(rng))
             else:
@@ -354,8 +354,195 @@ def full_disk_sample(folder, count):
     return f"full {full} of {count} times, and 3 times where stdout went: one line, the file as far as it had come; with room again, the same texts"
 
 
+
+# ---- nonsense, in this process: a start of a script takes seconds, and there are thousands
+
+NONSENSE = ["", "None", "[]", "{}", "(1,)", "x", "True", "nan", "inf", "-inf", "1e999", "-1", "0", "0.5", "1", "2", "9" * 400, "9" * 4999, "1j", "[1, 'a']", "{'epochs': 1}", "[" * 500,
+            "{[]: 1}", "{{}}", "-" * 3000 + "1", "b'a'", "...", "'\\ud800'", "\udcff", "1_0", "0x10", "[[1]]", "{1: 2}", "[nan]", "[9" + "9" * 400 + "]", "é", "\U0001f600", "a\nb", "[1e999]"]
+KINDS = {"prepare.py": "book", "train.py": None, "sample.py": "prompt", "evaluate.py": None, "serve.py": None}
+# knobs of which a large value takes long, and a little one is as good
+SLOW = {"max_tokens", "num_samples", "steps", "n_layer", "n_embd", "n_head", "block_size", "batch_size", "vocab_size", "show_extremes", "heldout_blocks", "gap_lengths", "longest", "conv"}
+GIVEN = {"book": ["tale.txt", "none.txt", "", ".", "tale.txt/x", "x" * 300, "http://", "http://[", "https://:x/", "latest.txt"], "reference": ["", "tale.txt", "none.txt", "."],
+         "encoding": ["", "utf-8", "latin-1", "utf-16", "rot13", "hex", "idna", "undefined", "zlib", "no such", "cp037"], "dataset": ["", "tale", "none", "..", ".", "x" * 300],
+         "out_dir": ["out", "none", "", ".", "tale.txt", "x" * 300], "checkpoint": ["", "out/best.pt", "none.pt", ".", "tale.txt", "out", "data/tale/tokenizer.json", "x" * 300],
+         "device": ["", "cpu", "cuda:99", "a b", "cpu:-1", "meta", "cuda:x"], "host": ["127.0.0.1", "localhost", "::1", "", "256.0.0.1", "a b", "x" * 300, "\u2603.", ":", "0.0.0.0", ".", "a..b"],
+         "origin": ["", "https://a.example", "a", "http://[", ",", "https://a:99999999"], "race": ["", "out", "none", "tale.txt"], "port": ["0", "1", "65535", "-1", "65536"],
+         "output": ["", "a.json", ".", "none/a.json", "x" * 300], "batch": ["", "prompts.txt", "none.txt", ".", "out/best.pt"], "save_animation": ["", "a.html", "a.gif", "a.mp4", "none/a.gif", "x" * 300 + ".gif"],
+         "save_model": ["", "shared", "tale.txt", "x" * 300], "prompts": ["", "prompts.txt", "none.txt", "."], "control": ["", "tale.txt", "none.txt"], "compare": ["", "out", "none", ",", "out/best.pt"],
+         "wandb_project": [""], "template": ["", "a ____ b", "____(3)", "none"], "text1": ["", "a", "tale.txt"], "text2": ["", "b c"], "tokenizer": ["book", "gpt2", "x"]}
+
+
+@contextlib.contextmanager
+def at_most(seconds, what):
+    """AssertionError in the middle of whatever takes longer."""
+    def late(*_):
+        raise AssertionError(f"no end after {seconds} s: {what}")
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Here:
+    """Scripts run in this process and in `folder`: `run` gives "works" or "refused", and is an AssertionError for any end but these."""
+
+    def __init__(self, folder):
+        import configurator
+        self.folder, self.start, self.documented = folder, {}, {}
+        self.real = configurator.documented
+        for name in KINDS:
+            module = __import__(name[:-3])
+            self.documented[module.__file__] = list(self.real(module.__file__))
+            self.start[name] = {knob: copy.deepcopy(getattr(module, knob)) for knob, _ in self.documented[module.__file__]}
+
+    def knobs(self, name):
+        return self.documented[str(ROOT / name)]
+
+    def run(self, name, arguments, work, stdin=""):
+        """work(module) is the script's main, or some of it."""
+        import configurator
+        module = sys.modules[name[:-3]]
+        vars(module).update(copy.deepcopy(self.start[name]))
+        files = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors) for errors in ("strict", "backslashreplace")]
+        was = sys.argv, os.getcwd(), module.configure, configurator.documented, sys.stdin
+        sys.argv, sys.stdin = [name, *arguments], io.StringIO(stdin)
+        configurator.documented = module.documented = lambda path: self.documented[path]       # parsed once
+        os.chdir(self.folder)
+        try:
+            with at_most(60, (name, arguments)), contextlib.redirect_stdout(files[0]), contextlib.redirect_stderr(files[1]):
+                configurator.run_script(lambda: work(module))
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise AssertionError(f"{name} {arguments!r}"[:2000]) from error
+        finally:
+            sys.argv, _, module.configure, configurator.documented, sys.stdin = was
+            os.chdir(was[1])
+            vars(module).update(copy.deepcopy(self.start[name]))
+        self.out, self.err = (file.buffer.getvalue().decode("utf-8", "replace") for file in files if file.flush() is None)
+        said = [line for line in self.err.strip().split("\n") if not line.endswith("0:00:00")]        # evaluate.py's bar
+        wrong = code not in (0, None) and (code != 2 or not said[-1].startswith(f"{name}: ") or len(said[-1]) > 2000)
+        assert not wrong and "Traceback" not in self.err and "None: " not in self.err, f"{name} {' '.join(arguments)[:1000]!r} ended with {code}: {self.err[-3000:]}"
+        return "refused" if code else "works"
+
+
+class Tally(dict):
+    """How often cases ended in which way. What went wrong is told at the end, each kind once."""
+
+    def __init__(self):
+        self.wrong = {}
+
+    def add(self, run, *case):
+        try:
+            end = run(*case)
+        except AssertionError as error:
+            end, cause = "wrong", error.__cause__
+            where = traceback.extract_tb(cause.__traceback__)[-1][:2] if cause else str(error).partition("ended")[2][:60]
+            self.wrong.setdefault((type(cause).__name__, where), error)
+        self[end] = self.get(end, 0) + 1
+
+    def close(self):
+        told = [f"{error}\n{''.join(traceback.format_exception(error.__cause__)[-6:]) if error.__cause__ else ''}" for error in self.wrong.values()]
+        assert not told, f"{dict(self)}\n" + "\n".join(told)
+        return f"{sum(self.values())}: {self.get('works', 0)} worked, {self.get('refused', 0)} ended in one line"
+
+
+class Enough(Exception):
+    """As far as a check wants a script to go."""
+
+
+def as_far_as(module, function):
+    """main, but for what it would do with a network and its time from `function` on."""
+    def stop(*_, **__):
+        raise Enough
+    was = getattr(module, function)
+    setattr(module, function, stop)
+    try:
+        module.main()
+    except Enough:
+        pass
+    finally:
+        setattr(module, function, was)
+
+
+class NoServer:
+    def serve_forever(self):
+        pass
+
+
+def work_of(name, rng):
+    """Most of what a script does, as a function of its module."""
+    def serve(module):
+        was, module.make_server = module.make_server, lambda *_, **__: NoServer()
+        try:
+            module.main()
+        finally:
+            module.make_server = was
+
+    return {"prepare.py": lambda module: module.main() if rng.random() < 0.3 else as_far_as(module, "score"), "serve.py": serve,
+            "train.py": lambda module: as_far_as(module, "DiffusionModel"), "sample.py": lambda module: module.main(),
+            "evaluate.py": lambda module: as_far_as(module, "likelihood")}[name]
+
+
+def some_value(rng, knob, value, comment):
+    """Text for a knob: in its range, at its ends and beyond, of another type, or of its own with a slip of the finger."""
+    if knob in GIVEN and rng.random() < 0.8:
+        return rng.choice(GIVEN[knob])
+    *_, limits = ["", *re.findall(r"[\[({][^\[({]*[\])}]$", comment)]
+    ends = [end for end in limits[1:-1].split(", ") if end not in ("", "...")]
+    numbers = [float(end) for end in ends if re.fullmatch(r"[-\d.e+]+", end)]
+    near = [f"{x + d:{form}}" for x in numbers for d in (-1, -0.01, 0.01, 1, 7) for form in (".0f", "g")]
+    if knob in SLOW:
+        ends, near = ([x for x in xs if not re.fullmatch(r"[\d.e+]+", x) or float(x) < 40 or float(x) > float(ends[-1])] for xs in (ends, near))
+    return rng.choice([*(ends + near) * 2, *NONSENSE, slip(rng, repr(value))])
+
+
+def slip(rng, text):
+    """A text with a few characters lost, doubled, exchanged or added."""
+    text = list(text)
+    for _ in range(rng.randint(1, 3)):
+        i = rng.randrange(len(text) + 1)
+        kind = rng.randrange(4)
+        if kind == 0:
+            del text[i:i + 1]
+        elif kind == 1:
+            text[i:i] = text[i - 1:i]
+        elif kind == 2:
+            text[i:i + 1] = rng.choice("0189.,-+e[](){}'\"=#:_ \n\t\\xé\u2028\x1b")
+        else:
+            text[i:i] = rng.choice(["0", "9", ".", "-", "[", "]", "'", ",", "None", "*", "**", "1e9", "(", ")", "\x00", "=", "é", "lambda: 0"])
+    return "".join(text)
+
+
+def arguments(folder, cases):
+    """Of all five scripts: knobs that are and are not, with values that may be and may not."""
+    world(folder)
+    rng, here, tally = random.Random(77), Here(folder), Tally()
+    for i in range(cases):
+        name, given = list(KINDS)[i % 5], []
+        known = [(knob, here.start[name][knob], comment) for knob, comment in here.knobs(name) if knob not in ("interactive", "benchmark", "compile", "resume")]
+        for _ in range(rng.randint(0, 3)):
+            knob, value, comment = rng.choice(known)
+            if knob == "sampling":
+                field = rng.choice([*here.start["sample.py"]["sampling"].__dataclass_fields__.values()])
+                knob, value, comment = field.name, field.default, f"[{field.metadata['min']}, {field.metadata['max']}]" if field.metadata["max"] else ""
+            key = slip(rng, knob) if rng.random() < 0.1 else knob + rng.choice(["[0]", ".x", "[" + "9" * 5000 + "]", "[-1]", ".0.epochs", "[", "[0].mask_rate[1]"]) if rng.random() < 0.1 else knob
+            given.append(f"--{key}" if rng.random() < 0.05 else f"--{key}={some_value(rng, knob, value, comment)}")
+        if rng.random() < 0.05:
+            given.append(rng.choice(["none.py", "-x", "--", "--=", "--.=1", "--[0]=1", "", "out", ".json", "tale.txt"]))
+        small = {"sample.py": ["--max_tokens=8", "--steps=3"], "prepare.py": PREPARE, "train.py": TRAIN, "serve.py": ["--port=0", "--device=cpu"], "evaluate.py": []}[name]
+        tally.add(here.run, name, [argument.replace("\0", "") for argument in [*small, *given]], work_of(name, rng))
+    return tally.close()
+
+
 CHECKS = {check.__name__: (check, size) for check, size in (
-    (kills_prepare, 50), (kills_train, 50), (kills_sample, 50), (full_disk_prepare, 10), (full_disk_train, 10), (full_disk_sample, 10))}
+    (kills_prepare, 50), (kills_train, 50), (kills_sample, 50), (full_disk_prepare, 10), (full_disk_train, 10), (full_disk_sample, 10), (arguments, 1000))}
 
 
 def main():
