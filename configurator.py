@@ -167,7 +167,8 @@ def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
     except OSError as error:
         fail(f"config file {path}: {error.strerror}")
     except Exception as error:  # whatever is wrong in a user's file, its user wants file and line
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         fail(f"config file {path}{f', line {line}' if line else ''}: {type(error).__name__}: {error}")
     scope = {name: value for name, value in scope.items()

@@ -328,14 +328,26 @@ def settle_knobs() -> tuple[dict, dict | None]:
         fail(f"{error}; there is also {best}" if os.path.exists(best) else error)
     if "optimizer" not in saved:
         fail(f"{path} cannot be resumed: it holds a model but not the state of its training")
-    before = saved["training"]["knobs"] | {"dataset": saved["training"]["dataset"]}
-    here = {"resume": True, "dry_run": dry_run, "out_dir": out_dir}
-    knobs = configure(globals(), base=before | here)
-    for name, new, old in differences(knobs, before):
+    with of_this_version():
+        before = saved["training"]["knobs"] | {"dataset": saved["training"]["dataset"]}
+        here = {"resume": True, "dry_run": dry_run, "out_dir": out_dir}
+        knobs = configure(globals(), base=before | here)
+        changed = list(differences(knobs, before))
+    for name, new, old in changed:
         if name.split("[")[0] not in FREE and not name.endswith((".epochs", ".max_steps")):
             fail(f"cannot resume {path} with {name}={new!r}: that run has {name}={old!r}; "
                  "start another with --out_dir=...")
     return knobs, saved
+
+
+@contextlib.contextmanager
+def of_this_version():
+    """End in fail() where latest.pt turns out to hold other things than this version writes."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        fail(f"cannot resume {out_dir}/latest.pt: another version wrote it, or it is damaged "
+             f"({type(error).__name__}: {error})")
 
 
 def differences(knobs: dict, before: dict) -> Iterator[tuple[str, object, object]]:
@@ -374,23 +386,28 @@ def open_run() -> Run:
     book, tokenizer, streams = open_book(dataset)
     knobs["dataset"] = book
     digests = {STREAMS[key]: stream.digest for key, stream in streams.items()}
-    if saved and saved["training"]["data"] != digests:
-        changed = [name for name in digests if saved["training"]["data"].get(name) != digests[name]]
+    trained_on = saved["training"].get("data", {}) if saved else digests
+    if trained_on != digests:
+        changed = [name for name in digests if trained_on.get(name) != digests[name]]
         fail(f"cannot resume {out_dir}/latest.pt: data/{book} has changed since ({', '.join(changed)}); "
              "prepare that book as it was, or start anew")
     net = make_network(tokenizer["vocab_size"], streams, saved, where)
     average = {name: p.detach().clone() for name, p in net.state_dict().items()} if ema else None
     if saved and ema:
-        average = {name: p.to(where) for name, p in saved["model"].items()}
+        with of_this_version():
+            average = {name: saved["model"][name].to(where) for name in average}
     scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
     scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
     run = Run(knobs, book, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average,
               batch_size)
     fit_to_memory(run)
-    run.effective = saved["training"]["effective_batch"] if saved else run.micro * grad_accum
-    run.plan = plan_stages(streams, run.effective)
-    if saved:
-        restore(run, saved)
+    run.effective = run.micro * grad_accum
+    with of_this_version() if saved else contextlib.nullcontext():
+        if saved:
+            run.effective = saved["training"]["effective_batch"]
+        run.plan = plan_stages(streams, run.effective)
+        if saved:
+            restore(run, saved)
     return run
 
 
@@ -420,7 +437,8 @@ def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None
     set_up_cpu(config)
     net = DiffusionModel(config)
     if saved:
-        net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])
+        with of_this_version():
+            net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])
     elif embedding_init == "cooccurrence":
         text = torch.from_numpy(streams["stage3"].tokens.astype(np.int64))
         net.embedding.weight.data.copy_(cooccurrence_embedding(text, config, seed))

@@ -253,7 +253,7 @@ def script(folder, name, *arguments, **more):
 def told(done, name, lines=None):
     """A run that could not go on said so in its last line, with status 2, and printed no traceback."""
     said = done.stderr.splitlines()
-    assert done.returncode == 2 and said and said[-1].startswith(f"{name}: ") and not re.search("Traceback|Exception ignored|None: ", done.stderr), done
+    assert done.returncode == 2 and said and said[-1].startswith(f"{name}: ") and not re.search("Traceback|Exception ignored|None: No", done.stderr), done
     assert lines is None or len(said) == lines, done
     return said[-1]
 
@@ -428,7 +428,7 @@ class Here:
         self.out, self.err = (file.buffer.getvalue().decode("utf-8", "replace") for file in files if file.flush() is None)
         said = [line for line in self.err.strip().split("\n") if not line.endswith("0:00:00")]        # evaluate.py's bar
         wrong = code not in (0, None) and (code != 2 or not said[-1].startswith(f"{name}: ") or len(said[-1]) > 2000)
-        assert not wrong and "Traceback" not in self.err and "None: " not in self.err, f"{name} {' '.join(arguments)[:1000]!r} ended with {code}: {self.err[-3000:]}"
+        assert not wrong and "Traceback" not in self.err and "None: No" not in self.err, f"{name} {' '.join(arguments)[:1000]!r} ended with {code}: {self.err[-3000:]}"
         return "refused" if code else "works"
 
 
@@ -541,8 +541,135 @@ def arguments(folder, cases):
     return tally.close()
 
 
+VALUES = [*NONSENSE, "10**5000", "-10**5000", "float('nan')", "object()", "lambda: 0", "print", "b'x'", "set()", "{3: 4}", "[None]", "[[]]", "stages", "globals()", "[{}]", "range(3)", "1j", "'a' * 10**5",
+          "[{'name': 'a', 'mask_rate': (0, 1)}]", "[{'epochs': 10**400}]", "{'steps': 3}", "{'steps': None}", "__import__('numpy').float64(1)", "type('T', (int,), {})(3)", "[1, 2] * 3", "0.5", "True", "'tale'"]
+
+
+def config_text(rng, here, name, presets):
+    """A config file: a preset with slips, or lines of assignments, deletions and errors."""
+    if rng.random() < 0.4:
+        return slip(rng, rng.choice(presets))
+    known = [knob for knob, _ in here.knobs(name)] + ["steps", "order", "threshold", "x", "_x", "__builtins__", "configure", "fail"]
+    lines = []
+    for _ in range(rng.randint(1, 4)):
+        key = rng.choice(known)
+        lines.append(rng.choice([f"{key} = {rng.choice(VALUES)}"] * 6 + [
+            f"del {key}", f"{key}[0]['epochs'] = {rng.choice(VALUES)}", f"{key} += 1", "raise ValueError('a\\nb')", "import os as x", "def f(): pass", "class C: pass", "1 / 0", "assert False",
+            "globals()[3] = 4", "stages.append(stages)", "stages *= 2", "from train import *", "f(", "'", "if 1:", "\x00", "\ufeffseed = 3", "# coding: nonsense", "exec('seed = =')", "import none", "raise RecursionError",
+            "def g(): g()\ng()", "(" * 300, "-" * 5000 + "1", "globals().clear()", "seed = seed"]))
+    return "\n".join(lines)
+
+
+def config_files(folder, cases):
+    """Python, JSON, neither: what a script takes them for, it says with the line."""
+    world(folder)
+    rng, here, tally = random.Random(8), Here(folder), Tally()
+    presets = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "config").glob("*.py"))]
+    for i in range(cases):
+        name = rng.choice(["train.py", "train.py", *KINDS])
+        whole = here.start[name] | ({"sampling": vars(here.start[name]["sampling"])} if "sampling" in here.start[name] else {})
+        kind = rng.random()
+        if kind < 0.3:
+            path, data = "case.json", slip(rng, json.dumps(whole | {rng.choice([*whole]): rng.choice([None, 1, "x", [], {}, [{}], 1e999, -1, True, [[1]], {"a": 1}])})).encode()
+        else:
+            path, data = "case.py", config_text(rng, here, name, presets).encode("utf-8", "surrogatepass")
+        if kind > 0.9:
+            at = rng.randrange(len(data) + 1)
+            data = data[:at] + rng.randbytes(rng.randint(1, 3)) + data[at:]
+        (folder / path).write_bytes(data)
+
+        def work(module):
+            def configure_alone(*given, **more):
+                configure(*given, **more)
+                raise Enough
+            if module.__name__ == "train":
+                return as_far_as(module, "DiffusionModel")
+            configure, module.configure = module.configure, configure_alone
+            with contextlib.suppress(Enough):
+                module.main()
+
+        tally.add(here.run, name, [path], work)
+    return tally.close()
+
+
+# ---- checkpoints
+
+def damaged(rng, data):
+    """Bytes with bits flipped, cut off, or with a stretch of zeros, noise or of other places."""
+    data, kind = bytearray(data), rng.randrange(6)
+    if kind < 3:
+        near = rng.randrange(len(data)) if kind else max(0, data.find(b"data.pkl"))
+        for _ in range(rng.choice([1, 1, 2, 20])):
+            i = min(len(data) - 1, max(0, near + rng.randrange(-2000, 2000) if kind < 2 else rng.randrange(len(data))))
+            data[i] ^= 1 << rng.randrange(8)
+    elif kind == 3:
+        del data[rng.randrange(len(data)):]
+    else:
+        i, n = rng.randrange(len(data)), rng.choice([1, 8, 100, 5000])
+        data[i:i + n] = bytes(n) if kind == 4 else data[:n] if rng.random() < 0.5 else rng.randbytes(n)
+    return bytes(data)
+
+
+def altered(rng, value, depth=0):
+    """A copy of a checkpoint with one thing in it lost or exchanged: as of another version of the program."""
+    value = dict(value) if isinstance(value, dict) else list(value) if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (dict, list)) or not value or depth > rng.randrange(5):
+        import torch
+        return rng.choice([None, 0, -1, 1, 2.5, "x", [], {}, True, 10**6, float("nan"), torch.zeros(2), [1], {"a": 1}, "tale", 10**30])
+    key = rng.choice([*value]) if isinstance(value, dict) else rng.randrange(len(value))
+    if rng.random() < 0.3 or "knobs" in value:          # how it was trained is as it was, or not said
+        del value[key]
+    else:
+        value[key] = altered(rng, value[key], depth + 1)
+    return value
+
+
+def checkpoints(folder, cases):
+    """Files with bits flipped, cut, torn, or with something in them lost: to write with, to go on training from, to evaluate, to serve."""
+    import torch
+    world(folder)
+    Program(folder, "train.py", *TRAIN, "--stages[2].max_steps=20", "--out_dir=run").whole()
+    rng, here, tally = random.Random(9), Here(folder), Tally()
+    assert here.run("sample.py", ["--save_model=shared", "--checkpoint=run/best.pt"], lambda module: module.main()) == "works"
+    best, latest = (folder / f"run/{name}.pt" for name in ("best", "latest"))
+    shared = {path.name: path.read_bytes() for path in (folder / "shared").iterdir()}
+    whole = {path: path.read_bytes() for path in (best, latest)}
+    written = ["The keeper", "--max_tokens=6", "--steps=3", "--checkpoint=run/best.pt"]
+    here.run("sample.py", written, lambda module: module.main())
+    right, changed = here.out, []
+    (folder / "case").mkdir()
+    for i in range(cases):
+        kind = rng.random()
+        if kind < 0.3:                                  # a folder, as others read it
+            shutil.copytree(folder / "shared", folder / "case/folder", dirs_exist_ok=True)
+            name = rng.choice(["config.json", "tokenizer.json", "model.safetensors"])
+            (folder / "case/folder" / name).write_bytes(damaged(rng, shared[name]))
+            tally.add(here.run, "sample.py", [*written[:-1], "--checkpoint=case/folder"], lambda module: module.main())
+        elif kind < 0.55:
+            (folder / "case/latest.pt").write_bytes(damaged(rng, whole[latest]))
+            tally.add(here.run, "train.py", ["--resume", "--out_dir=case"], lambda module: as_far_as(module, "start"))
+        else:
+            (folder / "case/best.pt").write_bytes(damaged(rng, whole[best]))
+            tally.add(here.run, "sample.py", [*written[:-1], "--checkpoint=case/best.pt"], lambda module: module.main())
+            if not here.err.startswith("sample.py: ") and here.out != right:
+                changed.append(here.out)
+    for i in range(cases // 5):
+        path = rng.choice([best, latest])
+        torch.save(altered(rng, torch.load(path, weights_only=True)), folder / "case" / path.name)
+        if path == latest:
+            tally.add(here.run, "train.py", ["--resume", "--out_dir=case"], lambda module: as_far_as(module, "start"))
+        else:
+            name = rng.choice(["sample.py", "evaluate.py", "serve.py"])
+            more = [*written[:-1]] if name == "sample.py" else ["--port=0"] if name == "serve.py" else []
+            tally.add(here.run, name, [*more, "--checkpoint=case/best.pt"], work_of(name, rng))
+    said = tally.close()
+    assert not changed, f"{len(changed)} damaged checkpoints wrote something else, and nothing was said"
+    return said
+
+
 CHECKS = {check.__name__: (check, size) for check, size in (
-    (kills_prepare, 50), (kills_train, 50), (kills_sample, 50), (full_disk_prepare, 10), (full_disk_train, 10), (full_disk_sample, 10), (arguments, 1000))}
+    (kills_prepare, 50), (kills_train, 50), (kills_sample, 50), (full_disk_prepare, 10), (full_disk_train, 10), (full_disk_sample, 10), (arguments, 1000), (config_files, 1000),
+    (checkpoints, 1000))}
 
 
 def main():
