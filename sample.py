@@ -58,6 +58,7 @@ save_model = ""               # a folder for the model as others read it: safete
 
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
 TRIES = 25                      # combinations of gap lengths tried at most
+LONGEST_GAP = 1_000_000         # tokens, as max_tokens
 
 
 def load(path: str, device: str = "") -> tuple[DiffusionModel, Tokenizer, dict]:
@@ -124,10 +125,10 @@ def _tokenize(tokenizer, parts, mask_id):
     for part, after in zip(parts, [*parts[1:], None]):
         if isinstance(part, str):
             yield tokenizer.encode(part.rstrip(" ") if isinstance(after, int) else part)
-        elif part >= 1:
+        elif 1 <= part <= LONGEST_GAP:
             yield [mask_id] * part
         else:
-            raise ValueError(f"a gap is at least one token long, not {part}")
+            raise ValueError(f"a gap is 1 to {LONGEST_GAP:,} tokens long, not {part}")
 
 
 # ---- filling

@@ -412,7 +412,7 @@ class Here:
         configurator.documented = module.documented = lambda path: self.documented[path]       # parsed once
         os.chdir(self.folder)
         try:
-            with at_most(60, (name, arguments)), contextlib.redirect_stdout(files[0]), contextlib.redirect_stderr(files[1]):
+            with at_most(20, (name, arguments)), contextlib.redirect_stdout(files[0]), contextlib.redirect_stderr(files[1]):
                 configurator.run_script(lambda: work(module))
             code = 0
         except SystemExit as end:
@@ -667,9 +667,231 @@ def checkpoints(folder, cases):
     return said
 
 
+# ---- templates
+
+PIECES = ["____", "__", "____(3)", "____(0)", "____(1)", "____(12)", "____(99999999999999999999)", "____(1000001)", "____(" + "9" * 5000 + ")", "____(٣)", "____(²)", "____(-1)", "____( 3)", "____(", "(3)", "_", "_____________",
+          "The keeper ", "  ", "\n", "\n\n", "\t", "\0", "\x1b[31m", "é", "e\u0301", "海", "\U0001f600", "\U0001f469\u200d\U0001f52c", "\u202e", "\ufeff", "\ud800", "\udcff", "\u2028", "[MASK]", "<|endoftext|>", "“Why?”", "a" * 500,
+          "word " * 60, "\\", "'", '"', "$(x)", "%s", "{}", "--help", "/help", "¿", "שלום", "﷽", "\r", "\r\n", "\x85", "\ufdd0"]
+
+
+def templates(folder, cases):
+    """Gaps of all lengths in texts of all characters: as a template, a prompt, a suffix, a line of a file, a line typed; fixed text comes back as it was given."""
+    import sample
+    world(folder)
+    rng, here, tally = random.Random(10), Here(folder), Tally()
+    loaded, load = sample.load(str(folder / "out/best.pt"), "cpu"), sample.load
+    small = ["--max_tokens=5", "--steps=2", "--gap_lengths=[1,2]"]
+
+    def some():
+        return slip(rng, rng.choice(["The ____ of the sea was ____(3) and cold.", "____(2)"])) if rng.random() < 0.2 else "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 4)))
+
+    def checked(given, text, stdin=""):
+        end = here.run("sample.py", [*small, *given], lambda module: module.main(), stdin)
+        if end == "works" and text is not None:
+            places = [0]
+            for part in (part for part in sample.parse_template(text) if isinstance(part, str)):
+                part = part.encode("utf-8", "replace").decode()                 # as it is printed
+                places.append(here.out.find(part, places[-1]) + len(part))
+                assert places[-1] >= places[-2] + len(part), f"{text!r} ended in {here.out!r}"
+        return end
+
+    sample.load = lambda *_: loaded
+    try:
+        for i in range(cases):
+            kind, text = rng.random(), some()
+            if kind < 0.5:
+                tally.add(checked, [f"--template={text}"], text)
+            elif kind < 0.6:
+                tally.add(checked, [f"--prompt={text}", f"--suffix={some()}", *["--output=a.json"] * (rng.random() < 0.5)], None)
+            elif kind < 0.7:
+                tally.add(checked, [f"--template={text}", f"--save_animation=a.{rng.choice(['gif', 'html'])}", *["--draft"] * (rng.random() < 0.5)], None)
+            elif kind < 0.85:
+                data = "\n".join([text, some(), some()]).encode("utf-8", "surrogatepass")
+                (folder / "case.txt").write_bytes(damaged(rng, data) if data and rng.random() < 0.5 else data)
+                tally.add(checked, ["--batch=case.txt", "--output=b.json"], None)
+                if (folder / "b.json").exists():
+                    json.loads((folder / "b.json").read_text(encoding="utf-8"))
+            else:
+                lines = [some().replace("\n", " "), rng.choice(["/set", "/seed", "/remask", "/save", "/undo", "/again", "/show", "/what", "/"]) + " " + rng.choice(["", *NONSENSE, "1-2", "9-1", "steps 3", "order x", "speed 0", "none/x"]), text]
+                tally.add(checked, ["--interactive"], None, "\n".join(lines) + "\n")
+    finally:
+        sample.load = load
+    assert not list(folder.rglob("*.writing"))
+    return tally.close()
+
+
+# ---- the page's server
+
+class Server:
+    """serve.py in a process of its own, and what of the machine it holds."""
+
+    def __init__(self, folder, *arguments):
+        self.log = open(folder / "server.log", "w+")
+        self.process = subprocess.Popen([sys.executable, str(ROOT / "serve.py"), "--port=0", "--device=cpu", *arguments], cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=self.log)
+        self.url = self.process.stdout.readline().strip().replace("http", "ws") + "/ws"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.terminate()
+        self.process.wait(20)
+        self.log.seek(0)
+        said = self.log.read()
+        self.log.close()
+        assert error[0] or not said, f"the server said: {said[-3000:]}"
+
+    def client(self):
+        from simple_websocket import Client
+        return Client(self.url)
+
+    def held(self):
+        """(resident megabytes, threads, open handles)"""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        number = {key: int(re.search(rf"{key}:\s+(\d+)", status)[1]) for key in ("VmRSS", "Threads")}
+        return number["VmRSS"] / 1024, number["Threads"], len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+def answer(client, message, patience=60):
+    """Everything that comes of one message, up to what ends it."""
+    client.send(message)
+    heard = []
+    while not heard or heard[-1]["type"] in ("start", "step"):
+        text = client.receive(timeout=patience)
+        assert text is not None, f"no answer for {patience} s to {message[:300]!r}"
+        heard.append(json.loads(text, parse_constant=lambda word: f"{word} is not JSON"))
+    return heard
+
+
+def some_message(rng, vocabulary):
+    """What a page sends, with any of it exchanged, lost, or not even JSON."""
+    mask, n = vocabulary - 3, rng.choice([1, 5, 40])
+    message = rng.choice([
+        {"type": "generate", "prompt": "The keeper", "max_tokens": 6, "steps": 3, "seed": 1},
+        {"type": "generate", "template": "The ____(3) of the sea was ____ and cold.", "steps": 2, "order": "entropy", "threshold": 0.9},
+        {"type": "generate", "tokens": [5, mask, mask, 9], "steps": 2, "adapt": [0, 3], "remask": 0.3, "temperature": 0},
+        {"type": "generate", "prompt": "a", "suffix": "b", "max_tokens": 4, "steps": 2, "block_size": 2, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.5, "schedule": "cosine"},
+        {"type": "gif", "tokens": [rng.randrange(mask + 1) for _ in range(n)], "when": [rng.randrange(5) for _ in range(n)]}])
+    values = [None, 0, -1, 1, 2, 0.5, 1.0, 10**30, -1e308, 1e308, 5e-324, True, False, "", "x", [], {}, [1], [[]], [None], ["1"], {"a": 1}, "x" * 9000, [0] * 1025, [mask] * 8, [mask, mask + 1], "\ud800", "____(900)", "____ " * 300,
+              float("nan"), float("inf"), 2**53, 2**63, "margin", "\0", "\U0001f600" * 9, "entropy", 1e-6, 99, 256, [1000] * 4, *PIECES]
+    for _ in range(rng.randint(0, 3)):
+        key = rng.choice([*message, "temperature", "top_k", "top_p", "steps", "remask", "seed", "block_size", "entropy_bound", "threshold", "adapt", "twin", "when", "tokens", "prompt", "suffix", "x", "__class__"])
+        if rng.random() < 0.15:
+            message.pop(key, None)
+        else:
+            message[key] = rng.choice(values)
+    text = json.dumps(message)
+    kind = rng.random()
+    if kind < 0.15:
+        text = slip(rng, text)
+    elif kind < 0.2:
+        text = text[:rng.randrange(len(text))]
+    elif kind < 0.23:
+        return rng.choice(["", "null", "[" * 20000, "9" * 5000, "{}", "[]", '{"type": "cancel", "x": 1}', '{"type":' * 5000, "\0", '{"type": "generate", "seed": ' + "9" * 5000 + "}"])
+    return text.encode("utf-8", "surrogatepass") if kind > 0.97 else text
+
+
+def messages(folder, cases):
+    """An answer or an error to each, in JSON; nothing in the server's log; afterwards it writes as before."""
+    from simple_websocket import ConnectionClosed
+
+    import serve
+    world(folder)
+    rng, ends, wrong = random.Random(11), {}, []
+    vocabulary = json.loads((folder / "data/tale/tokenizer.json").read_text(encoding="utf-8"))["vocab_size"]
+    asked = json.dumps({"type": "generate", "prompt": "The keeper", "max_tokens": 9, "steps": 4, "seed": 5})
+    with Server(folder) as server:
+        client, sent = server.client(), 0
+        before = answer(client, asked)[-1]["text"]
+        for i in range(cases):
+            message, sent = some_message(rng, vocabulary), sent + 1
+            if sent > serve.MESSAGES_PER_SECOND - 5:
+                client.close()
+                client, sent = server.client(), 0
+            try:
+                heard = answer(client, message)
+                end = heard[-1]["type"]
+                if "is not JSON" in json.dumps(heard):
+                    wrong.append((message, "NaN or Infinity in an answer"))
+                if end == "error" and (len(heard[-1]["message"]) > 300 or heard[-1]["message"].startswith("the model failed")):
+                    wrong.append((message, heard[-1]["message"]))
+            except (ConnectionClosed, AssertionError) as error:
+                end = "closed"
+                if len(message.encode("utf-8", "surrogatepass") if isinstance(message, str) else message) < serve.MESSAGE_BYTES:
+                    wrong.append((message, f"{type(error).__name__} {error}"))
+                client, sent = server.client(), 0
+            ends[end] = ends.get(end, 0) + 1
+        client.close()
+        client = server.client()
+        after = answer(client, asked)[-1]
+        client.close()
+        assert after["type"] == "done" and after["text"] == before
+        server.log.flush()
+        log = (folder / "server.log").read_text()
+        assert not wrong and not log, f"{ends}, {len(wrong)} wrong: {[(m[:300], e) for m, e in wrong[:5]]}; log: {log[-3000:]}"
+    return f"{cases}: " + ", ".join(f"{n} {end}" for end, n in sorted(ends.items())) + "; then the same text as before, and an empty log"
+
+
+def generations(folder, count):
+    """Texts of all kinds over many connections: the server grows no more once it is warm."""
+    world(folder)
+    rng, table, warm = random.Random(12), [], max(60, count // 10)
+    vocabulary = json.loads((folder / "data/tale/tokenizer.json").read_text(encoding="utf-8"))["vocab_size"]
+    mask = vocabulary - 3
+    with Server(folder) as server:
+        def settled():
+            time.sleep(2.5)                             # it looks for clients that have gone every second
+            table.append(server.held())
+
+        settled()
+        for i in range(count):
+            if i % 30 == 0:
+                if i:
+                    client.close()
+                client = server.client()
+            if i == warm:
+                settled()
+            message = [{"prompt": "The keeper " * rng.randint(1, 3), "max_tokens": rng.randint(1, 24), "steps": rng.randint(1, 6)},
+                       {"template": "The ____(3) of the sea was ____ and cold.", "remask": 0.3, "steps": 4},
+                       {"tokens": [rng.randrange(mask) for _ in range(20)] + [mask] * rng.randint(1, 12), "steps": 3, "adapt": list(range(10))},
+                       {"max_tokens": 60, "steps": 4, "order": "entropy", "entropy_bound": 5.0}][i % 4]
+            if i % 200 == 199:
+                message = {"type": "gif", "tokens": [rng.randrange(mask) for _ in range(20)], "when": [rng.randrange(3) for _ in range(20)]}
+            heard = answer(client, json.dumps({"type": "generate", "seed": i} | message))
+            assert heard[-1]["type"] in ("done", "gif"), heard[-1]
+        client.close()
+        settled()
+    (start, *_), (size, threads, handles), (size_after, threads_after, handles_after) = table
+    said = "; ".join(f"{when} {held[0]:.0f} MB, {held[1]} threads, {held[2]} handles" for when, held in zip(("at first", f"after {warm:,}", "at the end"), table))
+    assert threads_after <= threads and handles_after <= handles and size_after < size + max(8, 0.02 * size), said
+    return f"{count:,} texts over {-(-count // 30)} connections: {said}"
+
+
+def two_runs(folder, rounds):
+    """Two trainings begun at once, in an empty folder, in one with a run, and resumed: one trains to its end as if alone, the other is refused in a line."""
+    world(folder, trained=False)
+    Program(folder, "train.py", *TRAIN, "--out_dir=whole").whole()
+    whole = learnt(folder / "whole")
+    for i in range(rounds):
+        more = ["--resume"] * (i % 3 == 2 and (folder / "out/latest.pt").exists()) + (["--stages[2].max_steps=200"] if i % 3 == 2 else [])
+        both = [Program(folder, "train.py", *TRAIN, *more) for _ in range(2)]
+        for k, program in enumerate(both):
+            program.errors = folder / f"stderr{k}"
+        processes = [program.start() for program in both]
+        for process in processes:
+            process.join()
+        codes = [process.exitcode for process in processes]
+        assert sorted(codes) == [0, 2], (codes, [program.errors.read_text() for program in both])
+        said = both[codes.index(2)].errors.read_text().splitlines()
+        assert len(said) == 1 and "another run is writing to out/" in said[0], said
+        if not more:
+            assert learnt(folder / "out") == whole
+    return f"{rounds} pairs: one of each refused in a line, the other ended as if alone"
+
+
 CHECKS = {check.__name__: (check, size) for check, size in (
     (kills_prepare, 50), (kills_train, 50), (kills_sample, 50), (full_disk_prepare, 10), (full_disk_train, 10), (full_disk_sample, 10), (arguments, 1000), (config_files, 1000),
-    (checkpoints, 1000))}
+    (checkpoints, 1000), (templates, 1000), (messages, 1000), (two_runs, 9), (generations, 10000))}
 
 
 def main():
