@@ -44,21 +44,28 @@ def book(size=20000):
 
 
 def world(folder, trained=True):
-    """A folder with a short book prepared and, if trained, a tiny model that has learnt nothing in out/."""
+    """Make a folder with a short book prepared and, if trained, a tiny model that has learnt nothing in out/; once, for all checks beside each other."""
+    made = folder.parent / "prepared"
+    if not made.exists():
+        make_world(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    if not trained:
+        shutil.rmtree(folder / "out")
+
+
+def make_world(folder):
     import torch
 
     import model as m
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     (folder / "tale.txt").write_text(book(), encoding="utf-8")
     (folder / "prompts.txt").write_text("The keeper\nlit ____(2) and\n\nThe lamp was ____ and cold\n“Why?”\n" * 2, encoding="utf-8")
     Program(folder, "prepare.py", *PREPARE).whole()
-    if trained:
-        tokenizer = json.loads((folder / "data/tale/tokenizer.json").read_text(encoding="utf-8"))
-        torch.manual_seed(1)
-        net = m.DiffusionModel(m.Config(tokenizer["vocab_size"], 32, 1, 2, 16))
-        (folder / "out").mkdir(exist_ok=True)
-        m.save_checkpoint(str(folder / "out/best.pt"), m.checkpoint_of(net, tokenizer, training={"dataset": "tale", "step": 7}))
-    return folder
+    tokenizer = json.loads((folder / "data/tale/tokenizer.json").read_text(encoding="utf-8"))
+    torch.manual_seed(1)
+    net = m.DiffusionModel(m.Config(tokenizer["vocab_size"], 32, 1, 2, 16))
+    (folder / "out").mkdir(exist_ok=True)
+    m.save_checkpoint(str(folder / "out/best.pt"), m.checkpoint_of(net, tokenizer, training={"dataset": "tale", "step": 7}))
 
 
 def contents(folder):
@@ -73,7 +80,7 @@ SERVER.set_forkserver_preload(["torch", "model", "prepare", "sample", "rich.prog
 
 
 def perform(folder, name, arguments, errors, changed, last):
-    """A script in the process at hand, which kills itself before its `last`-th change to the disk; `changed` counts them."""
+    """A script in the process at hand, which kills itself before its `last`-th change to the disk, or the first to a path like `last`; `changed` counts them."""
     import torch
     os.chdir(folder)
     sys.argv = [name, *arguments]
@@ -85,7 +92,7 @@ def perform(folder, name, arguments, errors, changed, last):
         if (event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
                 or event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR) and not str(args[0]).startswith("/dev/")):
             changed.value += 1
-            if changed.value == last:
+            if changed.value == last or isinstance(last, str) and last in f"{args}":
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
     runpy.run_path(str(ROOT / name), run_name="__main__")
@@ -840,7 +847,7 @@ def generations(folder, count):
     mask = vocabulary - 3
     with Server(folder) as server:
         def settled():
-            time.sleep(2.5)                             # it looks for clients that have gone every second
+            time.sleep(2)                               # it looks for clients that have gone every second
             table.append(server.held())
 
         settled()
@@ -855,7 +862,7 @@ def generations(folder, count):
                        {"template": "The ____(3) of the sea was ____ and cold.", "remask": 0.3, "steps": 4},
                        {"tokens": [rng.randrange(mask) for _ in range(20)] + [mask] * rng.randint(1, 12), "steps": 3, "adapt": list(range(10))},
                        {"max_tokens": 60, "steps": 4, "order": "entropy", "entropy_bound": 5.0}][i % 4]
-            if i % 200 == 199:
+            if i % 200 == 20:
                 message = {"type": "gif", "tokens": [rng.randrange(mask) for _ in range(20)], "when": [rng.randrange(3) for _ in range(20)]}
             heard = answer(client, json.dumps({"type": "generate", "seed": i} | message))
             assert heard[-1]["type"] in ("done", "gif"), heard[-1]
@@ -900,16 +907,16 @@ def main():
     if unknown := {*only, *sizes} - {*CHECKS}:
         sys.exit(f"there is no {', '.join(sorted(unknown))}; checks: {', '.join(CHECKS)}")
     failed = False
-    for name in only:
-        begun, (check, size) = time.time(), CHECKS[name]
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as base:
+        for name in only:
+            begun, (check, size) = time.time(), CHECKS[name]
             try:
-                said = "ok       " + f"{name}: {check(Path(folder) / 'world', sizes.get(name, size))}"
+                said = f"ok       {name}: {check(Path(base, name), sizes.get(name, size))}"
             except Skipped as reason:
                 said = f"skipped  {name}: {reason}"
             except Exception:
                 failed, said = True, f"FAILED   {name}\n{traceback.format_exc()}"
-        print(f"{said} ({time.time() - begun:.0f} s)", flush=True)
+            print(f"{said} ({time.time() - begun:.0f} s)", flush=True)
     sys.exit(failed)
 
 
