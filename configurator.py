@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 import sys
@@ -20,8 +21,10 @@ from typing import NoReturn
 
 
 def fail(message) -> NoReturn:
-    """End the program as every user error does: one line on stderr, exit status 2."""
-    print(f"{os.path.basename(sys.argv[0])}: {' '.join(str(message).split())}", file=sys.stderr)
+    """End the program as every user error does: one line on stderr, of no endless length, exit status 2."""
+    text = " ".join(str(message).split())
+    text = text if len(text) < 1500 else text[:1500] + " ..."
+    print(f"{os.path.basename(sys.argv[0])}: {text}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -34,15 +37,38 @@ def run_script(main):
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:    # what is printed has no file's name
+        fail(f"{error.filename or 'cannot print'}: {error.strerror or error}")
+    except SystemExit:
+        # what could not be printed would be tried, and complained of, once more
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        raise
+
+
+@contextlib.contextmanager
+def written(path, mode: str = "w"):
+    """A file to write that takes the place of `path` when it is whole: whoever reads `path` finds all of the
+    old content or all of the new. Where the disk is full nothing is left of it, and the OSError names it."""
+    aside = f"{path}.writing"
+    try:
+        with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
+        raise
 
 
 def write_json(path: str, value) -> None:
-    """Write aside, then rename: whoever reads `path` finds all of the old content or all of the new."""
-    with open(f"{path}.writing", "w", encoding="utf-8") as file:
+    """JSON, `written`."""
+    with written(path) as file:
         json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.writing", path)
 
 
 def configure(script: dict, positional: str | None = None, base: dict | None = None) -> dict:
@@ -72,6 +98,7 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
                 known = [(f.name, knobs[name][f.name], f.metadata["meaning"]) for f in fields]
                 for key, value, meaning in known or [(name, knobs[name], comment)]:
                     print(f"  --{key}={value!r}" + (f"\n        {meaning}" if meaning else ""))
+            sys.stdout.flush()
             sys.exit(0)
         elif argument.startswith("--"):
             key, has_value, text = argument[2:].partition("=")
@@ -124,7 +151,7 @@ def in_range(name: str, value, comment: str) -> None:
         several = value if isinstance(value, list) else [value]
         fine = several and all(within(x) for x in several if isinstance(x, (int, float)))
     if not fine:
-        fail(f"--{name} lies in {limits}, got {value!r}; it is: {comment.removesuffix(limits).strip()}")
+        fail(f"--{name} lies in {limits}, got {shown(value)}; it is: {comment.removesuffix(limits).strip()}")
 
 
 def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
@@ -140,14 +167,21 @@ def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
     except OSError as error:
         fail(f"config file {path}: {error.strerror}")
     except Exception as error:  # whatever is wrong in a user's file, its user wants file and line
-        line = getattr(error, "lineno", None) or traceback.extract_tb(error.__traceback__)[-1].lineno
-        fail(f"config file {path}, line {line}: {type(error).__name__}: {error}")
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        fail(f"config file {path}{f', line {line}' if line else ''}: {type(error).__name__}: {error}")
     scope = {name: value for name, value in scope.items()
-             if not name.startswith("_") and not isinstance(value, types.ModuleType)}
-    for name in scope.keys() - default.keys():
+             if not str(name).startswith("_") and not isinstance(value, types.ModuleType)}
+    fields = [name for name in scope if name not in default]
+    # what the file deletes stays as it is
+    result = knobs | {name: checked(name, value, default[name], kinds)
+                      for name, value in scope.items() if name in default}
+    for name in fields:
         holder = home(name, default) or fail(f"{path}: unknown key {name!r}{nearest(name, default)}")
-        scope[holder] = scope[holder] | {name: scope.pop(name)}
-    return {name: checked(name, value, default[name], kinds) for name, value in scope.items()}
+        result[holder] = result[holder] | {name: checked(f"{holder}.{name}", scope[name],
+                                                         default[holder][name], kinds)}
+    return result
 
 
 def home(name: str, knobs: dict) -> str | None:
@@ -164,7 +198,7 @@ def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
         name, path = home(name, knobs) or fail(f"unknown key --{key}{nearest(name, known)}"), [name, *path]
     holder, last, like, kind = knobs, name, default[name], kinds.get(name)
     for part in path:
-        holder, last = holder[last], int(part) if part.isdecimal() else part
+        holder, last = holder[last], int(part) if part.isdecimal() and len(part) < 9 else part
         keys = range(len(holder)) if isinstance(holder, list) else holder if isinstance(holder, dict) else ()
         if last not in keys:
             fail(f"unknown key --{key}: there is no {last!r}{nearest(last, keys)}")
@@ -173,8 +207,8 @@ def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
     if text is True and not isinstance(like, bool) and bool not in getattr(kind, "__args__", ()):
         fail(f"--{key} wants a value, written --{key}=VALUE")
     if not isinstance(text, bool) and not (isinstance(like, str) and kind in (None, str)):
-        # not a literal: a string, if the type allows one
-        with contextlib.suppress(ValueError, SyntaxError):
+        # not a literal, or one too deep: a string, if the type allows one
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             text = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     holder[last] = checked(key, text, like, {key: kind})
 
@@ -185,11 +219,14 @@ def checked(key: str, value, like, kinds: dict):
     kind = kinds.get(key)
     allowed = (kind.__args__ if isinstance(kind, types.UnionType) else (kind,)) if kind else (type(like),)
     if type(value) is int and int not in allowed and float in allowed:
-        value = float(str(value))    # of an int too large it makes an infinity, where float(value) raises
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
     value = list(value) if isinstance(value, tuple) else value
     if type(value) not in allowed:
         names = ("None" if k is types.NoneType else k.__name__ for k in allowed)
-        fail(f"--{key} wants {' or '.join(names)}, got {value!r}")
+        fail(f"--{key} wants {' or '.join(names)}, got {shown(value)}")
     # entries are held to the first one's shape
     if isinstance(value, list) and like and isinstance(like[0], (dict, float, int)):
         return [checked(f"{key}[{i}]", entry, like[0], kinds) for i, entry in enumerate(value)]
@@ -199,6 +236,15 @@ def checked(key: str, value, like, kinds: dict):
         return like | {part: checked(f"{key}.{part}", item, like[part], kinds)
                        for part, item in value.items()}
     return value
+
+
+def shown(value) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "a number of thousands of digits"    # more than Python writes
+    return text if len(text) < 300 else text[:300] + " ..."
 
 
 def nearest(name, known) -> str:

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 import sample
-from configurator import configure, fail, run_script, write_json
+from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, count_parameters, held_out_bound, hide, pad, parts, peak_memory_gb
 from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
 
@@ -1034,7 +1034,8 @@ def main():
         results = [e.result | {"summary": summarise(e.result)} for e in found]
         progress.update(bar, completed=9 * len(names), description="plots")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.html").write_text(page(results, names), encoding="utf-8")
+        with written(folder / "evaluation.html") as file:
+            file.write(page(results, names))
         write_json(f"{folder}/evaluation.json", results[0] | ({"compare": results[1:]} if compare else {}))
     for title, mark in (("good", "+"), ("bad", "-"), ("next", ">")):
         for sentence in results[0]["summary"][title]:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+import zipfile
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -44,6 +45,13 @@ class Config:
     conv: int = 0               # width of the short convolution before attention; 0: none
 
     def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(value) not in ((int, float) if f.type is float else (f.type,)):
+                raise ValueError(f"{f.name} is {f.type.__name__}, not {value!r}")
+            least = 1 if f.name in ("block_size", "n_layer", "n_head", "n_embd") else 0
+            if not least <= value < 2**31:
+                raise ValueError(f"{f.name}={value} makes no network")
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
             raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even number "
                              "(rotary embeddings turn pairs)")
@@ -842,7 +850,7 @@ def pick_device(name: str = "auto", local: int = 0) -> torch.device:
             name = "mps"
     try:
         where = torch.device(name)
-        torch.empty(1, device=where)
+        torch.zeros(1, device=where).item()
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {name!r} is not to be had here; --device=cpu always is") from None
     return where
@@ -904,6 +912,10 @@ def load_checkpoint(path: str, device: str | torch.device = "cpu") -> dict:
         if os.path.isdir(path):
             checkpoint = load_folder(path, device)
         else:
+            with zipfile.ZipFile(path) as file:
+                # the sums of its parts, which torch writes and does not look at
+                if part := file.testzip():
+                    raise zipfile.BadZipFile(part)
             checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         # What a damaged file makes torch raise is of many kinds; pickle's own is for what is not plain data.
@@ -914,6 +926,8 @@ def load_checkpoint(path: str, device: str | torch.device = "cpu") -> dict:
     if not isinstance(checkpoint, dict) or not {"model", "config", "tokenizer"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint of this program: it lacks the model, its config "
                          "or the tokenizer")
+    if not isinstance(checkpoint.get("training", {}), dict):
+        raise ValueError(f"{path} is not a checkpoint of this program: it does not say how it was trained")
     return checkpoint
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import configure, fail, run_script
+from configurator import configure, fail, run_script, written
 from reading import Found, clean, download, read_book, sentence_starts
 
 book = "book.txt"           # a .txt, .html, .epub or .fb2 file, or an https:// address, downloaded once
@@ -631,8 +631,9 @@ def save(folder, streams, texts):
     part.mkdir(parents=True)
     try:
         for name, examples in streams.items():
-            np.array([i for example in examples for i in example], "<u2").tofile(part / f"{name}.bin")
-            np.cumsum([0, *map(len, examples)], dtype="<i8").tofile(part / f"{name}.idx")
+            ids = np.array([i for example in examples for i in example], "<u2")
+            (part / f"{name}.bin").write_bytes(ids.tobytes())       # tofile does not say that a disk is full
+            (part / f"{name}.idx").write_bytes(np.cumsum([0, *map(len, examples)], dtype="<i8").tobytes())
         for name, content in texts.items():
             (part / name).write_text(content, encoding="utf-8", newline="\n")
         if target.exists():
@@ -640,9 +641,8 @@ def save(folder, streams, texts):
         part.rename(target)
     finally:
         tidy()
-    latest = folder.parent / ".latest.part"
-    latest.write_text(folder.name + "\n", encoding="utf-8")
-    latest.replace(folder.parent / "latest")
+    with written(folder.parent / "latest") as file:
+        file.write(folder.name + "\n")
 
 
 def read_prepared(folder):

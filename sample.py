@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configurator import assign, configure, documented, fail, in_range, run_script, write_json
+from configurator import assign, configure, documented, fail, in_range, run_script, write_json, written
 from model import Sampling, denoise, load_model, pad, pick_device, set_up_cpu
 from prepare import Tokenizer
 
@@ -57,6 +57,7 @@ save_model = ""               # a folder for the model as others read it: safete
 
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
 TRIES = 25                    # combinations of gap lengths tried at most
+LONGEST_GAP = 1_000_000       # tokens, as max_tokens
 
 
 def load(path, device=""):
@@ -121,10 +122,10 @@ def _tokenize(tokenizer, parts, mask_id):
     for part, after in zip(parts, [*parts[1:], None]):
         if isinstance(part, str):
             yield tokenizer.encode(part.rstrip(" ") if isinstance(after, int) else part)
-        elif part >= 1:
+        elif 1 <= part <= LONGEST_GAP:
             yield [mask_id] * part
         else:
-            raise ValueError(f"a gap is at least one token long, not {part}")
+            raise ValueError(f"a gap is 1 to {LONGEST_GAP:,} tokens long, not {part}")
 
 
 # ---- filling
@@ -309,7 +310,8 @@ def save_html(path, frames, seconds_per_frame):
     data = json.dumps([[(cell.text, "guess" if is_draft(cell) else cell.state) for cell in shown]
                        for shown in frames], ensure_ascii=False)
     page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
-    Path(path).write_text(page.replace("FRAMES", data.replace("<", "\\u003c")), encoding="utf-8")
+    with written(path) as file:
+        file.write(page.replace("FRAMES", data.replace("<", "\\u003c")))
 
 
 def places(text, fonts, width):
@@ -329,8 +331,8 @@ def places(text, fonts, width):
 
 
 def save_gif(file, frames, seconds_per_frame):
-    """The same as a GIF, in page.css's light colours and a typeface that matplotlib brings, at a path or in
-    a binary file. As on the page a mask is as wide as the word that will stand there, and what is decided
+    """The same as a GIF in a binary file, in page.css's light colours and a typeface that matplotlib brings.
+    As on the page a mask is as wide as the word that will stand there, and what is decided
     glows and settles. Of a long run not every step is shown."""
     import matplotlib
     from PIL import Image, ImageColor, ImageDraw, ImageFont
@@ -449,8 +451,12 @@ def perform(model, tokenizer, job, knobs):
 
         [(_, row, result)] = write(model, tokenizer, [job], how, watch if watched or path else None)
     if frames:
-        save = save_gif if path.endswith(".gif") else save_html
-        save(path, frames, 0.2 / (knobs["speed"] or 1))
+        pace = 0.2 / (knobs["speed"] or 1)
+        if path.endswith(".html"):
+            save_html(path, frames, pace)
+        else:
+            with written(path, "wb") as file:
+                save_gif(file, frames, pace)
     return row, result
 
 
@@ -634,7 +640,8 @@ def save(path, result):
     if path.endswith(".json"):
         write_json(path, [result])
     else:
-        Path(path).write_text(result["text"] + "\n", encoding="utf-8")
+        with written(path) as file:
+            file.write(result["text"] + "\n")
     return f"saved in {path}"
 
 
@@ -686,8 +693,8 @@ def share(folder, path, saved):
     training = saved.get("training", {})
     write_json(f"{folder}/config.json", {"config": saved["config"], "training": training})
     write_json(f"{folder}/tokenizer.json", saved["tokenizer"])
-    Path(folder, "model.safetensors.writing").write_bytes(save(saved["model"]))
-    os.replace(f"{folder}/model.safetensors.writing", f"{folder}/model.safetensors")
+    with written(f"{folder}/model.safetensors", "wb") as file:
+        file.write(save(saved["model"]))
     evaluation, told = Path(path).parent / "evaluation.json", "It has not been evaluated."
     if evaluation.exists():
         found = json.loads(evaluation.read_text(encoding="utf-8"))
@@ -698,7 +705,8 @@ def share(folder, path, saved):
                     f"{found['memorization']['generated']['copied_share']:.1%}.")
     card = CARD.format(book=training.get("dataset", "unnamed"), n_text=saved["config"]["vocab_size"] - 3,
                        weights=sum(w.numel() for w in saved["model"].values()), evaluation=told)
-    Path(folder, "README.md").write_text(card, encoding="utf-8")
+    with written(f"{folder}/README.md") as file:
+        file.write(card)
     say(f"{folder}: the model of {path}, {told[0].lower()}{told[1:]}")
 
 
@@ -732,7 +740,7 @@ def main():
     except BrokenPipeError:
         raise
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
+        fail(f"{error.filename or 'cannot print'}: {error.strerror}")
     tokens, seconds = (sum(r[key] for r in results) for key in ("tokens", "seconds"))
     steps = max((r["steps"] for r in results), default=0)
     say(f"{tokens} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):.0f} tokens/s), {steps} steps")

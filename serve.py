@@ -148,8 +148,9 @@ def checked_ids(message, key, end):
 def doubtful(model, row, positions):
     """Those of `positions` in row (T,) whose tokens are least likely, a quarter of them masked at a time."""
     chances, size = {}, model.config.block_size
+    written = {p for p in positions if row[p] != model.config.mask_id}
     for start in range(0, len(row), size):
-        here = sorted(p for p in set(positions) if start <= p < start + size)
+        here = sorted(p for p in written if start <= p < start + size)
         for hidden in filter(None, (here[k::4] for k in range(4))):
             where = torch.zeros_like(row, dtype=torch.bool)
             where[hidden] = True

@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, NoReturn, TextIO
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import model as model_file
-from configurator import configure, fail, run_script, write_json
+from configurator import configure, fail, run_script, write_json, written
 from model import (
     Config,
     DiffusionModel,
@@ -328,14 +328,26 @@ def settle_knobs() -> tuple[dict, dict | None]:
         fail(f"{error}; there is also {best}" if os.path.exists(best) else error)
     if "optimizer" not in saved:
         fail(f"{path} cannot be resumed: it holds a model but not the state of its training")
-    before = saved["training"]["knobs"] | {"dataset": saved["training"]["dataset"]}
-    here = {"resume": True, "dry_run": dry_run, "out_dir": out_dir}
-    knobs = configure(globals(), base=before | here)
-    for name, new, old in differences(knobs, before):
+    with of_this_version():
+        before = saved["training"]["knobs"] | {"dataset": saved["training"]["dataset"]}
+        here = {"resume": True, "dry_run": dry_run, "out_dir": out_dir}
+        knobs = configure(globals(), base=before | here)
+        changed = list(differences(knobs, before))
+    for name, new, old in changed:
         if name.split("[")[0] not in FREE and not name.endswith((".epochs", ".max_steps")):
             fail(f"cannot resume {path} with {name}={new!r}: that run has {name}={old!r}; "
                  "start another with --out_dir=...")
     return knobs, saved
+
+
+@contextlib.contextmanager
+def of_this_version():
+    """End in fail() where latest.pt turns out to hold other things than this version writes."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        fail(f"cannot resume {out_dir}/latest.pt: another version wrote it, or it is damaged "
+             f"({type(error).__name__}: {error})")
 
 
 def differences(knobs: dict, before: dict) -> Iterator[tuple[str, object, object]]:
@@ -374,23 +386,28 @@ def open_run() -> Run:
     book, tokenizer, streams = open_book(dataset)
     knobs["dataset"] = book
     digests = {STREAMS[key]: stream.digest for key, stream in streams.items()}
-    if saved and saved["training"]["data"] != digests:
-        changed = [name for name in digests if saved["training"]["data"].get(name) != digests[name]]
+    trained_on = saved["training"].get("data", {}) if saved else digests
+    if trained_on != digests:
+        changed = [name for name in digests if trained_on.get(name) != digests[name]]
         fail(f"cannot resume {out_dir}/latest.pt: data/{book} has changed since ({', '.join(changed)}); "
              "prepare that book as it was, or start anew")
     net = make_network(tokenizer["vocab_size"], streams, saved, where)
     average = {name: p.detach().clone() for name, p in net.state_dict().items()} if ema else None
     if saved and ema:
-        average = {name: p.to(where) for name, p in saved["model"].items()}
+        with of_this_version():
+            average = {name: saved["model"][name].to(where) for name in average}
     scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
     scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
     run = Run(knobs, book, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average,
               batch_size)
     fit_to_memory(run)
-    run.effective = saved["training"]["effective_batch"] if saved else run.micro * grad_accum
-    run.plan = plan_stages(streams, run.effective)
-    if saved:
-        restore(run, saved)
+    run.effective = run.micro * grad_accum
+    with of_this_version() if saved else contextlib.nullcontext():
+        if saved:
+            run.effective = saved["training"]["effective_batch"]
+        run.plan = plan_stages(streams, run.effective)
+        if saved:
+            restore(run, saved)
     return run
 
 
@@ -420,7 +437,8 @@ def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None
     set_up_cpu(config)
     net = DiffusionModel(config)
     if saved:
-        net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])
+        with of_this_version():
+            net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])
     elif embedding_init == "cooccurrence":
         text = torch.from_numpy(streams["stage3"].tokens.astype(np.int64))
         net.embedding.weight.data.copy_(cooccurrence_embedding(text, config, seed))
@@ -769,8 +787,13 @@ def save(path: str, content: dict) -> None:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             os.remove(f"{path}.writing")
-        fail(f"could not write {path} ({error}): free some space and continue with --resume; "
-             "the checkpoint saved before is whole")
+        could_not_write(path, error)
+
+
+def could_not_write(path: str, error: Exception) -> NoReturn:
+    """End in one line where the disk is full, or gone."""
+    fail(f"could not write {path} ({error}): free some space and continue with --resume; "
+         "the checkpoint saved before is whole")
 
 
 def start_folder(run: Run) -> None:
@@ -779,18 +802,28 @@ def start_folder(run: Run) -> None:
     os.makedirs(out_dir, exist_ok=True)
     run.hold = hold_folder()
     if os.path.exists(f"{out_dir}/latest.pt") and not resume:
-        count = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}"))
-        os.makedirs(f"{out_dir}/previous{count}")
-        for name in sorted(os.listdir(out_dir)):
-            if re.search(r"\.(pt|jsonl?|html|svg)$|^(tensorboard|source)$", name):
-                shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous{count}/{name}")
-        run.say(f"the earlier run in {out_dir}/ is now in {out_dir}/previous{count}/")
+        move_aside(run)
+    elif not resume:        # records of a run that was stopped before its first checkpoint
+        for name in {"log.jsonl", "samples.jsonl", "curves.svg"} & {*os.listdir(out_dir)}:
+            os.remove(f"{out_dir}/{name}")
+        shutil.rmtree(f"{out_dir}/tensorboard", ignore_errors=True)
     os.makedirs(f"{out_dir}/source", exist_ok=True)
     for path in (__file__, model_file.__file__):
         shutil.copy(path, f"{out_dir}/source/")
     write_json(f"{out_dir}/config.json", run.knobs)
     for name in ("log.jsonl", "samples.jsonl") if resume else ():
         truncate_log(f"{out_dir}/{name}", run.progress.step)
+
+
+def move_aside(run: Run) -> None:
+    """The earlier run to a previous folder; one that was stopped doing so left latest.pt for the last, and is
+    now completed."""
+    count = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}/latest.pt"))
+    os.makedirs(f"{out_dir}/previous{count}", exist_ok=True)
+    for name in sorted(os.listdir(out_dir), key="latest.pt".__eq__):
+        if re.search(r"\.(pt|jsonl?|html|svg)$|^(tensorboard|source)$", name):
+            shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous{count}/{name}")
+    run.say(f"the earlier run in {out_dir}/ is now in {out_dir}/previous{count}/")
 
 
 def hold_folder() -> TextIO:
@@ -1049,9 +1082,8 @@ def draw_curves() -> None:
     for axis in (left, right):
         axis.tick_params(colors=grey)
         axis.spines[:].set_color(grey)
-    with contextlib.suppress(OSError):      # a full disk: the run itself is safe
-        figure.savefig(f"{out_dir}/curves.writing", format="svg", transparent=True)
-        os.replace(f"{out_dir}/curves.writing", f"{out_dir}/curves.svg")
+    with contextlib.suppress(OSError), written(f"{out_dir}/curves.svg", "wb") as file:
+        figure.savefig(file, format="svg", transparent=True)    # a full disk: the run itself is safe
 
 
 def close_run(run: Run, text: str) -> None:
@@ -1069,10 +1101,13 @@ def main():
     run, began = open_run(), time.time()
     if dry_run:
         return print_plan(run) if RANK == 0 else measured_seconds(run)
-    start(run)
-    train(run)
-    close_run(run, f"done in {time.time() - began:,.0f} s: best validation bound {run.progress.best:.4f} "
-                   f"bits per byte, in {out_dir}/best.pt; python sample.py writes with it")
+    try:
+        start(run)
+        train(run)
+        close_run(run, f"done in {time.time() - began:,.0f} s: best validation bound {run.progress.best:.4f} "
+                       f"bits per byte, in {out_dir}/best.pt; python sample.py writes with it")
+    except OSError as error:
+        could_not_write(error.filename or f"to {out_dir}/", error)
 
 
 if __name__ == "__main__":
