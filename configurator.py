@@ -61,7 +61,7 @@ def written(path, mode: str = "w"):
         with contextlib.suppress(OSError):
             os.remove(aside)
         if isinstance(error, OSError):
-            error.filename = error.filename or str(path)
+            error.filename = str(path)
         raise
 
 

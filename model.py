@@ -9,6 +9,7 @@ in that order. The output layer covers only text, so a special token can neither
 sampled.
 """
 import ctypes
+import glob
 import json
 import math
 import os
@@ -906,8 +907,13 @@ def save_checkpoint(path: str, checkpoint: dict) -> None:
 def load_checkpoint(path: str, device: str | torch.device = "cpu") -> dict:
     """The dict that save_checkpoint wrote, or that stands in a folder of `sample.py --save_model`.
     FileNotFoundError or ValueError says in one line what is wrong with the file."""
+    folder = os.path.dirname(path) or "."
     if not os.path.exists(path):
-        raise FileNotFoundError(f"no checkpoint at {path}: train one first with python train.py")
+        earlier = glob.glob(f"{glob.escape(folder)}/previous*/best.pt")
+        also = f"; there is {max(earlier, key=os.path.getmtime)} of an earlier run" if earlier else ""
+        raise FileNotFoundError(f"no checkpoint at {path}: train one first with python train.py{also}")
+    if os.path.exists(f"{path}/best.pt"):
+        raise ValueError(f"{path} is the folder of a run: its model is {path}/best.pt")
     try:
         if os.path.isdir(path):
             checkpoint = load_folder(path, device)

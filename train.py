@@ -408,6 +408,10 @@ def open_run() -> Run:
         run.plan = plan_stages(streams, run.effective)
         if saved:
             restore(run, saved)
+    longest = max(int(np.diff(stream.offsets).max()) for stream in streams.values())
+    if block_size > 1.1 * longest:
+        run.say(f"block_size={block_size}, but no example of data/{book} is longer than {longest} tokens: "
+                "held-out text is measured in those")
     return run
 
 
@@ -799,8 +803,11 @@ def could_not_write(path: str, error: Exception) -> NoReturn:
 def start_folder(run: Run) -> None:
     """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, ... Keep the run's
     configuration and the source it ran; of a resumed run's records, drop what it will write again."""
-    os.makedirs(out_dir, exist_ok=True)
-    run.hold = hold_folder()
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        run.hold = hold_folder()
+    except OSError as error:
+        fail(f"nothing can be written to out_dir={out_dir!r}: {error.strerror}")
     if os.path.exists(f"{out_dir}/latest.pt") and not resume:
         move_aside(run)
     elif not resume:        # records of a run that was stopped before its first checkpoint

@@ -314,6 +314,13 @@ def test_torn_and_foreign_files_are_named(tmp_path, damage):
         m.load_model(str(path))
 
 
-def test_a_missing_checkpoint_is_named():
+def test_a_missing_checkpoint_is_named_and_where_there_is_another(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint at nowhere.pt"):
         m.load_model("nowhere.pt")
+    earlier = tmp_path / "previous2/best.pt"
+    earlier.parent.mkdir()
+    earlier.touch()
+    with pytest.raises(FileNotFoundError, match=f"there is {earlier}"):
+        m.load_model(str(tmp_path / "best.pt"))
+    with pytest.raises(ValueError, match=f"its model is {earlier}"):
+        m.load_model(str(earlier.parent))

@@ -378,6 +378,12 @@ def test_a_second_run_into_one_folder_is_refused(folder):
     assert script("train.py", *QUICK, cwd=folder).returncode == 0                           # and free again
 
 
+def test_rows_longer_than_any_example_are_told_of(folder):
+    told = "no example of data/"
+    assert told in script("train.py", *QUICK, "--block_size=4096", "--dry_run", cwd=folder).stderr
+    assert told not in script("train.py", *QUICK, "--dry_run", cwd=folder).stderr
+
+
 def test_an_earlier_run_is_moved_aside(folder):
     for _ in range(3):
         assert script("train.py", *QUICK, cwd=folder).returncode == 0
@@ -389,7 +395,8 @@ def test_an_earlier_run_is_moved_aside(folder):
 @pytest.mark.parametrize("arguments, words", [
     (["--lerning_rate=1"], ["learning_rate"]), (["--dataset=nobook"], ["nobook", "never prepared", "book"]), (["--n_head=3"], ["n_embd", "n_head"]),
     (["--stages[0].mask_rate=[0.5, 0.4]"], ["mask_rate"]), (["--stages[0].data=stage9"], ["stage1"]), (["--device=quantum"], ["quantum"]), (["--dtype=float8"], ["float8"]),
-    (["--batch_size=0"], ["batch_size"]), (["--resume"], ["out/latest.pt"]), (["--wandb_project=x"], ["wandb"])])
+    (["--batch_size=0"], ["batch_size"]), (["--resume"], ["out/latest.pt"]), (["--wandb_project=x"], ["wandb"]),
+    (["--out_dir=data/latest"], ["data/latest", "written"]), (["--out_dir=/proc/nowhere"], ["/proc/nowhere", "written"])])
 def test_user_errors(folder, arguments, words):
     refused(script("train.py", *QUICK, *arguments, cwd=folder), *words)
 
