@@ -665,7 +665,7 @@ def report(statistics, folder):
         print(f"{name:9}" + "".join(f"{row[key]:11,}" for key in columns) + coverage)
     print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save "
           f"{vocabulary['parameters_saved'] / 1e6:.1f}M of {GPT2_SIZE * n_embd / 1e6:.1f}M parameters "
-          f"at width {n_embd} and cost {vocabulary['extra_tokens']:+.1%} tokens")
+          f"at width {n_embd}; against GPT-2's, tokens of the text: {vocabulary['extra_tokens']:+.1%}")
     print(f"leaked into training: {splits['val']['leaked'] + splits['test']['leaked']} held-out passages")
     removed = ", ".join(f"{kind} {count:,}" for kind, count in statistics["removed"].items())
     print("characters left out as not the author's: " + (removed or "none"))
@@ -713,8 +713,8 @@ def prepare(settings, phases):
     text, pieces = cut(paragraphs)
     sentences = [piece for piece in pieces if not piece.heading]
     if len(sentences) < FEWEST_SENTENCES:
-        fail(f"{book} is too short: {len(sentences)} sentences, where training, validation and test need "
-             f"{FEWEST_SENTENCES} at the least")
+        fail(f"{book} is too short: training, validation and test need {FEWEST_SENTENCES} sentences at the "
+             f"least, and it has {len(sentences)}")
     spans = [text[piece.lead:piece.end] for piece in pieces]
     gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
     split(pieces, gpt2_tokens)
