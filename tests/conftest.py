@@ -12,5 +12,5 @@ torch.set_num_threads(1)
 
 def pytest_collection_modifyitems(items):
     """The fast tests first: a mistake shows in seconds."""
-    order = ["test_house", "test_docs", "test_configurator", "test_model", "test_reading", "test_prepare", "test_sample", "test_evaluate", "test_compare", "test_train", "test_serve", "test_browser"]
+    order = ["test_house", "test_docs", "test_configurator", "test_model", "test_reading", "test_prepare", "test_sample", "test_evaluate", "test_compare", "test_train", "test_faults", "test_serve", "test_browser"]
     items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in order else len(order))
