@@ -508,6 +508,8 @@ def _without_contents(blocks, found):
         return " ".join(re.findall(r"\w+", PAGE_NUMBER.sub("", line).casefold())) or line
 
     alone = Counter(plain(block[0]) for _, block in blocks if len(block) == 1)
+    marked = any(block[0][0] == HEAD for _, block in blocks)
+    total = left = sum(len(line) for _, block in blocks for line in block)
     seen, nearest, budget = set(), 0, 0     # entries; blank lines before the first; what a note may hold
     for gap, block in blocks:
         lines = [line.strip(HEAD + KEPT + " ") for line in block]
@@ -517,8 +519,9 @@ def _without_contents(blocks, found):
         alike = all(HEADING.match(line) or not SENTENCE_END.search(line) for line in lines)
         listed = alike and (len(seen) == 1 or named) and gap <= (nearest or gap)
         kind = "contents"
-        if TRANSCRIBER.match(lines[0]) or budget >= size and gap < 2 and block[0][0] != HEAD:
-            kind, budget = "notes", max(0, (budget or 3000) - size)
+        left, last = left - size, marked and 10 * left < total      # a section of its own at the end
+        if TRANSCRIBER.match(lines[0]) or budget >= size and (gap < 2 or last) and block[0][0] != HEAD:
+            kind, budget = "notes", max(0, (budget or (left + size if last else 3000)) - size)
         elif len(block) == 1 and CONTENTS.fullmatch(lines[0].strip(" .:_")):
             seen, nearest, budget = {""}, 0, 0
         elif seen and entries[0] not in seen and max(map(len, lines)) <= 90 and (

@@ -335,3 +335,15 @@ def test_one_text_in_many_encodings():
     odd = next(i for i, line in enumerate(lines) if "café" in line)
     mixed = b"\n".join(line.encode("cp1252" if i == odd else "utf-8") for i, line in enumerate(lines))
     assert r.decode(mixed, r.Found()) == (text, "UTF-8, but 1 lines in Windows-1252")
+
+
+def test_a_long_note_at_the_end_of_marked_up_text_goes_and_what_has_a_heading_stays(tmp_path):
+    book = "".join(f"<p>{part}</p>" for part in invented_book(600).split("\n\n"))
+    note = "".join(f"<p>{n}.png: Mended a printer's error that nobody but the printer will ever miss.</p>" for n in range(60))
+    page = "<html><body><h2>One</h2>{}<h2>Transcriber's Notes</h2>{}{}</body></html>"
+    texts, _, found = read(tmp_path, "end.html", page.format(book, note, ""))
+    assert "printer" not in "".join(texts) and found.removed["notes"] > 4000
+    texts, headings, _ = read(tmp_path, "more.html", page.format(book, note, "<h2>Two</h2><p>The lamp was lit again at last.</p>"))
+    assert texts[-1] == "The lamp was lit again at last." and headings[-1] == "Two"
+    texts, *_ = read(tmp_path, "front.html", page.format("", note, book))        # at the front it ends sooner
+    assert sum(map(len, texts)) > 0.9 * len(invented_book(600))
