@@ -144,7 +144,7 @@ def test_held_out_blocks_are_contiguous_spread_and_of_the_size_asked_for(data):
     assert {"train", "val", "test"} == set(splits) and 4 <= len(changes) <= 24
     assert changes[0] < len(splits) / 2 < changes[-1]
     for name in ("val", "test"):
-        assert 0.03 < statistics(data)["splits"][name]["share"] < 0.08
+        assert 0.03 < statistics(data)["splits"][name]["share"] < 0.1         # of a short book more
 
 
 def test_segments_say_what_the_streams_hold(data, tokenizer):
