@@ -2,8 +2,8 @@
 import faults
 import pytest
 
-SIZES = {"kills_prepare": 1, "kills_sample": 2, "full_disk_prepare": 1, "full_disk_sample": 1, "arguments": 40, "config_files": 100, "checkpoints": 50, "templates": 40,
-         "messages": 50, "generations": 60}
+SIZES = {"kills_sample": 2, "full_disk_prepare": 1, "full_disk_sample": 1, "arguments": 40, "config_files": 100, "checkpoints": 50, "templates": 40,
+         "messages": 50, "generations": 100}
 BRIEF = faults.TRAIN + [f"--stages[{i}].max_steps=7" for i in range(3)]
 
 
