@@ -379,9 +379,7 @@ def test_a_second_run_into_one_folder_is_refused(folder):
 
 
 def test_rows_longer_than_any_example_are_told_of(folder):
-    told = "no example of data/"
-    assert told in script("train.py", *QUICK, "--block_size=4096", "--dry_run", cwd=folder).stderr
-    assert told not in script("train.py", *QUICK, "--dry_run", cwd=folder).stderr
+    assert "no example of data/" in script("train.py", *QUICK, "--block_size=640", "--dry_run", cwd=folder).stderr
 
 
 def test_an_earlier_run_is_moved_aside(folder):
