@@ -500,6 +500,7 @@ def test_nothing_prepared_and_nothing_trained(tmp_path):
 def test_dry_run_prints_the_plan_and_writes_nothing(folder):
     done = script("train.py", *QUICK, "--dry_run", cwd=folder)
     assert done.returncode == 0 and not (folder / "out").exists(), done.stderr
+    assert "no example of data/" not in done.stderr
     for word in ("Parameters", "8 GB", "FLOPs", "for evaluations", "C_crit", "R*", "Extrapolation"):
         assert word in done.stdout
 
