@@ -42,7 +42,7 @@ QUICK_KNOBS = ["--tensorboard=False", "--n_layer=1", "--n_head=2", "--n_embd=16"
 
 def small(arguments):
     """Does a network of these knobs take milliseconds to make?"""
-    return all(len(value) < 4 for name, _, value in (argument.partition("=") for argument in arguments)
+    return all(len(value) < (3 if name == "--n_layer" else 4) for name, _, value in (argument.partition("=") for argument in arguments)
                if name in ("--n_layer", "--n_embd", "--block_size", "--n_head", "--batch_size"))
 
 
