@@ -401,13 +401,14 @@ def open_run() -> Run:
     run = Run(knobs, book, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average,
               batch_size)
     fit_to_memory(run)
-    run.effective = run.micro * grad_accum
-    with of_this_version() if saved else contextlib.nullcontext():
-        if saved:
+    if saved:
+        with of_this_version():
             run.effective = saved["training"]["effective_batch"]
-        run.plan = plan_stages(streams, run.effective)
-        if saved:
+            run.plan = plan_stages(streams, run.effective)
             restore(run, saved)
+    else:
+        run.effective = run.micro * grad_accum
+        run.plan = plan_stages(streams, run.effective)
     longest = max(int(np.diff(stream.offsets).max()) for stream in streams.values())
     if block_size > 1.1 * longest:
         run.say(f"block_size={block_size}, but no example of data/{book} is longer than {longest} tokens: "
@@ -854,11 +855,10 @@ def truncate_log(path: str, step: int) -> None:
         return
     with open(path, encoding="utf-8") as file:
         lines = [line for line in file if line.endswith("\n")]
-    with open(f"{path}.writing", "w", encoding="utf-8") as file:
+    with written(path) as file:
         for line, record in zip(lines, map(json.loads, lines)):
             if record["step"] < step or record["step"] == step and record.get("event") != "stage":
                 file.write(line)
-    os.replace(f"{path}.writing", path)
 
 
 class Log:

@@ -127,6 +127,12 @@ def one_stage(stage, steps):
     return f"--stages={[stage | {'epochs': 1000.0, 'max_steps': steps}]}"
 
 
+def last_stage(steps):
+    """The curriculum's last, with its knobs as they stand in the file."""
+    importlib.reload(train)
+    return one_stage(train.stages[2], steps)
+
+
 @contextlib.contextmanager
 def no_more_than(gigabytes):
     """Only so much of the GPU's memory."""
@@ -174,10 +180,8 @@ def stages(folder):
 
 def killed(folder):
     """A run that is killed goes on as if nothing had been."""
-    importlib.reload(train)
-    stage = train.stages[2]
     with check("killed and resumed") as notes:
-        common = DEBUG, one_stage(stage, 400), "--eval_interval=50", "--sample_tokens=0"
+        common = DEBUG, last_stage(400), "--eval_interval=50", "--sample_tokens=0"
         process(f"{folder}/whole", *common).communicate()
         victim = process(f"{folder}/killed", *common)
         while not os.path.exists(f"{folder}/killed/latest.pt"):
@@ -195,10 +199,8 @@ def killed(folder):
 
 def compiled(folder):
     """The same losses with torch.compile, and how fast."""
-    importlib.reload(train)
-    stage = train.stages[2]
     with check("torch.compile, 125M parameters") as notes:
-        common = PRESET, one_stage(stage, 40), "--sample_tokens=0", "--dropout=0.0"
+        common = PRESET, last_stage(40), "--sample_tokens=0", "--dropout=0.0"
         for name, extra in (("eager", ()), ("compiled", ("--compile=True",))):
             _, error = process(f"{folder}/{name}", *common, *extra).communicate()
             assert os.path.exists(f"{folder}/{name}/best.pt"), error

@@ -916,7 +916,7 @@ def main():
                 said = f"ok       {name}: {check(Path(base, name), sizes.get(name, size))}"
             except Skipped as reason:
                 said = f"skipped  {name}: {reason}"
-            except Exception:
+            except Exception:       # whatever a check trips over is its result, printed whole; the rest go on
                 failed, said = True, f"FAILED   {name}\n{traceback.format_exc()}"
             print(f"{said} ({time.time() - begun:.0f} s)", flush=True)
     sys.exit(failed)
