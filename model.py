@@ -323,15 +323,31 @@ def hide(text: Tensor, k: Tensor, noise: Tensor) -> Tensor:
 
 
 def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config,
-                  label_smoothing: float = 0.0) -> Tensor:
+                  label_smoothing: float = 0.0, teacher: "DiffusionModel | None" = None) -> Tensor:
     """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the
     number of text tokens in the batch it estimates the bound per token. The L/k in the weight is
-    the only normalisation: dividing by k as well would count it twice.
+    the only normalisation: dividing by k as well would count it twice. With a teacher see `soften`.
     """
     noisy = tokens if config.causal else tokens.masked_fill(masks.masked, config.mask_id)
     logits, wanted = model(noisy, masks.masked).float(), tokens[masks.masked]
+    if teacher is not None:
+        wanted = soften(wanted, noisy, masks.masked, teacher)
     nats = F.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
     return (nats * masks.weight[:, None].expand_as(tokens)[masks.masked]).sum()
+
+
+@torch.no_grad()
+def soften(wanted: Tensor, noisy: Tensor, masked: Tensor, teacher: DiffusionModel) -> Tensor:
+    """(M, n_text) distributions to learn at the M positions of masked (B, T): half the token `wanted` (M,)
+    that stands there, half what `teacher`, trained before, predicts from noisy (B, T) (Hinton et al.,
+    1503.02531; of the student's own size: Furlanello et al., 1805.04770). Rows longer than the teacher's
+    context are read in pieces."""
+    half = torch.zeros(len(wanted), teacher.config.n_text, device=wanted.device)
+    column, context = masked.nonzero()[:, 1], teacher.config.block_size
+    for left in range(0, noisy.shape[1], context):
+        here, piece = column // context == left // context, slice(left, left + context)
+        half[here] = teacher(noisy[:, piece], masked[:, piece]).float().softmax(1) / 2
+    return half.scatter_add_(1, wanted[:, None], torch.full_like(half[:, :1], 0.5))
 
 
 # ---- the held-out bound --------------------------------------------------------------------------
@@ -815,7 +831,7 @@ def layer_bytes(config: Config, bytes_per_value: int, fused: bool) -> int:
 
 def estimate_memory(config: Config, batch_size: int, length: int | None = None, bytes_per_value: int = 2,
                     checkpointing: bool = False, ema: bool = False, fused: bool = True,
-                    masked: float = 0.5) -> dict:
+                    masked: float = 0.5, teacher: Config | None = None) -> dict:
     """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of `length` tokens, a share
     `masked` of them hidden, and of sampling one such row; `fused`: as on a GPU, not on a CPU.
 
@@ -831,6 +847,9 @@ def estimate_memory(config: Config, batch_size: int, length: int | None = None, 
     predicted = tokens if config.causal else int(tokens * masked)
     # log p with the gradients of it and of the logits; the last norm's input, inside and output
     logits = predicted * 12 * (config.n_text + d)
+    if teacher:     # its weights, its predictions, and their product with log p
+        states += 4 * count_parameters(teacher)["total"]
+        logits += predicted * 8 * config.n_text
     # the last layer's turn: gradients of gate and up, the embedding's from the logits, the layer made anew
     last = tokens * (2 * bytes_per_value * config.mlp_width + (layer if checkpointing else 0))
     # cuBLAS's, of the thread that goes forward and of the one that goes back

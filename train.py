@@ -46,6 +46,7 @@ from model import (
     estimate_memory,
     held_out_bound,
     load_checkpoint,
+    load_model,
     pad,
     parts,
     peak_memory_gb,
@@ -98,6 +99,7 @@ beta2 = 0.95                # AdamW [0, 1)
 weight_decay = 0.01         # of matrices; none on norms and the convolution [0, ...)
 embedding_weight_decay = 0.0  # of the tied embedding [0, ...)
 grad_clip = 1.0             # largest gradient norm; 0: no clipping [0, ...)
+teacher = ""                # an earlier run's best.pt: half of what is learnt is what it predicts
 label_smoothing = 0.0       # of the training loss; the bound is measured without [0, 1]
 ema = 0.0                   # decay of an average of the weights, evaluated and saved instead; 0: off [0, 1)
 checkpointing: bool | str = "auto"  # recompute activations in backward; auto: where a GPU needs it
@@ -269,6 +271,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: dict[str, Tensor] | None
+    teacher: DiffusionModel | None
     micro: int                  # rows of block_size tokens in a micro-batch
     effective: int = 0          # and in a step
     plan: list[StagePlan] = field(default_factory=list)
@@ -293,7 +296,7 @@ class Run:
     def memory(self, size: int) -> dict:
         return estimate_memory(self.net.config, size, None, 4 if self.kind == torch.float32 else 2,
                                self.net.checkpointing, ema > 0, self.where.type == "cuda",
-                               max(map(mean_rate, stages)))
+                               max(map(mean_rate, stages)), self.teacher and self.teacher.config)
 
     @property
     def epochs_done(self) -> float:
@@ -399,7 +402,7 @@ def open_run() -> Run:
     scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
     scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
     run = Run(knobs, book, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average,
-              batch_size)
+              open_teacher(digests, where), batch_size)
     fit_to_memory(run)
     if saved:
         with of_this_version():
@@ -451,6 +454,23 @@ def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None
     for block in net.blocks if compile else ():
         block.compile(dynamic=True)
     return net.to(where)
+
+
+def open_teacher(digests: dict, where: torch.device) -> DiffusionModel | None:
+    """The network that `teacher` names; a resumed run's is the copy in out_dir. One that learnt from other
+    text may have read what is held out here."""
+    if not teacher:
+        return None
+    path = f"{out_dir}/teacher.pt" if resume else teacher
+    try:
+        net, saved = load_model(path, where)
+    except (OSError, ValueError) as error:
+        fail(f"--teacher: {error}")
+    if saved.get("training", {}).get("data") != digests:
+        fail(f"--teacher={path} learnt from other text than this run does, or from other tokens of it")
+    if net.config.causal != causal:
+        fail(f"--teacher={path} cannot teach this run: of the two one is causal")
+    return net
 
 
 def fit_to_memory(run: Run) -> None:
@@ -546,7 +566,8 @@ def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int)
         try:
             for tokens, part in micro_batches(run, rows, masks):
                 with run.autocast:
-                    nats = weighted_loss(run.net, tokens, part, run.net.config, label_smoothing) / total
+                    nats = weighted_loss(run.net, tokens, part, run.net.config, label_smoothing,
+                                         run.teacher) / total
                 run.scaler.scale(nats).backward()
                 loss += nats.detach()
             return loss
@@ -818,6 +839,9 @@ def start_folder(run: Run) -> None:
     os.makedirs(f"{out_dir}/source", exist_ok=True)
     for path in (__file__, model_file.__file__):
         shutil.copy(path, f"{out_dir}/source/")
+    if run.teacher and not resume:      # its own file may be gone, or another, when this run is resumed
+        of_teacher = {"model": run.teacher.state_dict(), "config": asdict(run.teacher.config)}
+        save(f"{out_dir}/teacher.pt", checkpoint(run) | of_teacher)
     write_json(f"{out_dir}/config.json", run.knobs)
     for name in ("log.jsonl", "samples.jsonl") if resume else ():
         truncate_log(f"{out_dir}/{name}", run.progress.step)

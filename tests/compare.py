@@ -1,7 +1,7 @@
 """Does diffusion beat autoregression on one book, does the curriculum help, what is each part worth? The
 README's tables and curves.
 
-    python tests/compare.py                     # book.txt: about 37 runs of one to five minutes, two at a time
+    python tests/compare.py                     # book.txt: about 43 runs of one to seven minutes, two at a time
     python tests/compare.py --books='["book.txt", "novel.txt"]' --rows=demo,twin,uniform --write=README.md
 
 Each row is config/demo.py with something changed, from several seeds. Runs from one seed begin with the same
@@ -9,6 +9,7 @@ draws, so differences are taken pair by pair; beside each stands its standard er
 tuned first: of all settings in TWINS the one with the best validation bound, on each book. Runs and figures are
 kept in `folder`, and what is there is not done again.
 """
+import collections
 import functools
 import json
 import math
@@ -16,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
@@ -60,11 +62,14 @@ class Row(NamedTuple):
     train: tuple = ()       # flags
     prepare: tuple = ()
     length: float = 1.0     # of the stages, as a share of the demo's
+    teacher: str = ""       # the row whose run of the same number teaches this one
 
 
 ROWS = {
     "demo": Row("**the demo: few masks first, simple sentences first**"),
+    "taught": Row("**the demo, taught by a demo**", teacher="demo"),
     "twin": Row("the autoregressive twin, tuned"),
+    "twintaught": Row("the twin, taught by a twin", teacher="twin"),
     "uniform": Row("no curriculum", ALL_TEXT + ALL_RATES),
     "lowfirst": Row("few masks first, all text throughout", ALL_TEXT),
     "table": Row("the design's windows of mask rates in their order", WINDOWS),
@@ -90,6 +95,10 @@ LAST_TENTH = {"tinyshakespeare"}    # as nanoGPT holds it out
 
 # ---- runs
 
+busy = collections.defaultdict(threading.Lock)      # the folder of a run: a row and its teacher's row wait
+
+
+
 def run(script, *flags):
     """One of the project's scripts, on one thread."""
     done = subprocess.run([sys.executable, str(ROOT / script), *flags], capture_output=True, text=True,
@@ -114,13 +123,17 @@ def prepared(book, flags):
 
 
 def train(book, name, row, seed):
-    """Train unless it was done; the run's folder."""
+    """Train unless it was done, its teacher first; the run's folder."""
     out = Path(Path(book).stem, f"{name}-{seed}")
-    if not finished(out):
-        lengths = [max(1, round(scale * row.length * stage["max_steps"])) for stage in stages()]
-        flags = [f"--stages[{i}].max_steps={length}" for i, length in enumerate(lengths)]
-        run("train.py", config, f"--dataset={prepared(book, row.prepare)}", f"--out_dir={out}",
-            f"--seed={seed}", "--tensorboard=False", "--sample_tokens=0", *flags, *row.train)
+    flags = [f"--seed={seed}"]
+    if row.teacher:         # from another seed than the student's
+        flags = [f"--seed={seed + 10}", f"--teacher={train(book, *settings(row.teacher, book), seed)}/best.pt"]
+    with busy[out]:
+        if not finished(out):
+            lengths = [max(1, round(scale * row.length * stage["max_steps"])) for stage in stages()]
+            flags += [f"--stages[{i}].max_steps={length}" for i, length in enumerate(lengths)]
+            run("train.py", config, f"--dataset={prepared(book, row.prepare)}", f"--out_dir={out}",
+                "--tensorboard=False", "--sample_tokens=0", *flags, *row.train)
     return out
 
 
@@ -134,7 +147,7 @@ def seeds_of(book, name):
     """Those to train, or those that are there, without a gap."""
     if train_on:
         return range(1, seeds + 1)
-    if name == "twin" and not best_twin(book):
+    if name.startswith("twin") and not best_twin(book):
         return []
     there = (finished(Path(Path(book).stem, f"{settings(name, book)[0]}-{n}")) for n in range(1, seeds + 1))
     return range(1, 1 + sum(takewhile(bool, there)))
@@ -191,21 +204,23 @@ def exact(model, ids, sizes):
 
 def course(out):
     """The validation bound over a run: steps, passes' worth of the book's tokens, floating-point operations;
-    seconds."""
+    seconds. To a student's its teacher's are added, with a third for what the teacher predicts."""
     knobs = json.loads((out / "config.json").read_text())
     saved = torch.load(out / "best.pt", weights_only=True)
     shape, length = Config(**saved["config"]), knobs["block_size"]
     tokens = knobs["batch_size"] * knobs["grad_accum"] * length
     book = Path("data", knobs["dataset"], "stage3_train.bin").stat().st_size // 2
-    points, rates = [], []
+    points, rates, taught = [], [], knobs.get("teacher")
+    before = course(Path(taught).parent)["points"][-1] if taught else {"epoch": 0, "flops": 0}
     for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()):
         if "mask_rate" in line:
             rates.append(line["mask_rate"])
         if "val_bits_per_byte" in line:
             seen = line["step"] * tokens
             predicted = seen if shape.causal else round(seen * statistics.mean(rates or [0.5]))
-            points.append({"step": line["step"], "epoch": seen / book, "bits": line["val_bits_per_byte"],
-                           "flops": training_flops(shape, seen, predicted, length)})
+            flops = training_flops(shape, seen, predicted, length) * (4 if taught else 3) // 3
+            points.append({"step": line["step"], "epoch": before["epoch"] + seen / book,
+                           "bits": line["val_bits_per_byte"], "flops": before["flops"] + flops})
     seconds = sum(stage["seconds"] for stage in json.loads((out / "curriculum_results.json").read_text()))
     return {"points": points, "best": min(points, key=lambda point: point["bits"]), "seconds": seconds}
 
@@ -260,11 +275,13 @@ def table(book, found):
 
 
 def settings(name, book):
-    """(name of a row's runs, its Row): the twin's are those that won."""
-    if name != "twin":
+    """(name of a row's runs, its Row): the twin's are those that won, taught with the same settings."""
+    if not name.startswith("twin"):
         return name, ROWS[name]
     won = best_twin(book)
-    row = TWINS[won.removeprefix("twin-")]
+    row = TWINS[won.removeprefix("twin-")]._replace(teacher=ROWS[name].teacher)
+    if row.teacher:
+        return f"{won}-taught", row._replace(title=ROWS[name].title)
     return won, row._replace(title=f"{ROWS[name].title}: {row.title}")
 
 
@@ -322,7 +339,7 @@ def main():
     Path(folder).mkdir(exist_ok=True)
     os.chdir(folder)
 
-    twins = [(f"twin-{key}", TWINS[key]) for key in list(TWINS)[:tunings]] if "twin" in names else []
+    twins = [(f"twin-{key}", TWINS[key]) for key in list(TWINS)[:tunings]] if {"twin", "twintaught"} & {*names} else []
     stages()
     with ThreadPoolExecutor(jobs) as pool:
         for book in paths if train_on else ():

@@ -177,6 +177,25 @@ def test_causal_loss_is_the_exact_likelihood(parts):
     assert m.held_out_bound(net, [row[0]]).per_sequence.item() == pytest.approx(exact, rel=1e-5)
 
 
+def test_a_teachers_half_of_what_is_learnt(parts):
+    """The loss by hand; a teacher of shorter context reads its pieces as if they were rows; the padding of a short row is nothing."""
+    net, teacher = tiny(**parts), tiny(vocab_size=8, block_size=5, n_layer=1, **parts)
+    tokens = torch.randint(0, 5, (3, 12), generator=torch.Generator().manual_seed(2))
+    tokens[2, 4:] = net.config.pad_id
+    masks = m.draw_masks(tokens, net.config, generator=torch.Generator().manual_seed(1))
+    noisy = tokens.masked_fill(masks.masked, net.config.mask_id)
+    expected, log_p = 0.0, net(noisy).log_softmax(-1)
+    for left in (0, 5, 10):
+        p = teacher(noisy[:, left:left + 5]).softmax(-1)
+        for b, i in masks.masked[:, left:left + 5].nonzero().tolist():
+            soft = (p[b, i] + torch.nn.functional.one_hot(tokens[b, left + i], 5)) / 2
+            expected -= masks.weight[b] * (soft * log_p[b, left + i]).sum()
+    loss = m.weighted_loss(net, tokens, masks, net.config, teacher=teacher)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is None for p in teacher.parameters()) and net.embedding.weight.grad is not None
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 200), st.floats(0, 0.9), st.floats(0.02, 1), st.floats(0, 1), st.integers(0, 2**31))
 def test_masks_lie_in_the_window_and_the_replayed_share_in_all_of_it(length, low, span, replay, seed):
@@ -264,23 +283,24 @@ def test_memory_estimate_orders_as_memory_does():
     assert not m.estimate_memory(big, 64)["fits_8gb_gpu"]
 
 
-@pytest.mark.parametrize("more", [{}, {"checkpointing": True}, {"causal": True}, {"conv": 0}, {"dropout": 0.1}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"checkpointing": True}, {"causal": True}, {"conv": 0}, {"dropout": 0.1}, {"teacher": True}], ids=str)
 def test_memory_estimate_is_what_torch_counts(more):
     """Of two steps of two micro-batches each, in float32 on a CPU, every allocation between."""
     checkpointing = more.get("checkpointing", False)
-    config = Config(2000, 128, 2, 2, 128, **{"conv": 5} | {key: value for key, value in more.items() if key != "checkpointing"})
+    config = Config(2000, 128, 2, 2, 128, **{"conv": 5} | {key: value for key, value in more.items() if key not in ("checkpointing", "teacher")})
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        net = DiffusionModel(config).train()
+        net, teacher = DiffusionModel(config).train(), DiffusionModel(config).eval() if "teacher" in more else None
         net.checkpointing, optimizer = checkpointing, torch.optim.AdamW(net.parameters(), fused=True)
         for row in torch.randint(0, config.n_text, (4, 8, 128)).split([2, 2]):
             for rows in row:
-                m.weighted_loss(net, rows, m.draw_masks(rows, config), config).backward()
+                m.weighted_loss(net, rows, m.draw_masks(rows, config), config, teacher=teacher).backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     peak = max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
-    assert m.estimate_memory(config, 8, bytes_per_value=4, checkpointing=checkpointing, fused=False)["training_gb"] == pytest.approx(peak / 1e9, rel=0.1)
+    estimate = m.estimate_memory(config, 8, bytes_per_value=4, checkpointing=checkpointing, fused=False, teacher=teacher and config)
+    assert estimate["training_gb"] == pytest.approx(peak / 1e9, rel=0.1)
 
 
 # ---- checkpoints

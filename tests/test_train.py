@@ -346,6 +346,28 @@ def test_held_out_text_has_no_part_in_the_first_weights(folder):
     assert a["training"]["val_bits_per_byte"] != b["training"]["val_bits_per_byte"]
 
 
+def test_a_run_is_taught_by_an_earlier_one_and_keeps_its_teacher(folder):
+    """The folder may be the teacher's own; a resumed run finds the teacher where the earlier run is gone."""
+    quick = [*QUICK, *STAGES, "--learning_rate=0.01"]
+    assert script("train.py", *quick, cwd=folder).returncode == 0
+    teacher, alone = (folder / "out/best.pt").read_bytes(), [line["val_bits_per_byte"] for line in log_of(folder) if "val_bits_per_byte" in line]
+    done = script("train.py", *quick, "--seed=2", "--teacher=out/best.pt", cwd=folder)
+    assert done.returncode == 0 and (folder / "out/previous1/best.pt").read_bytes() == teacher, done.stderr
+    taught = [line["val_bits_per_byte"] for line in log_of(folder) if "val_bits_per_byte" in line]
+    assert taught[1] < alone[1] - 0.01               # it learns sooner
+    shutil.rmtree(folder / "out/previous1")
+    done = script("train.py", "--resume", "--stages[2].max_steps=14", cwd=folder)
+    assert done.returncode == 0 and m.load_checkpoint(str(folder / "out/latest.pt"))["training"]["step"] == 38, done.stderr
+
+
+def test_who_cannot_teach(folder):
+    assert script("train.py", *QUICK, "--out_dir=causal", "--causal=True", cwd=folder).returncode == 0
+    refused(script("train.py", *QUICK, "--teacher=causal/best.pt", cwd=folder), "--teacher", "causal")
+    with open(folder / "data/book/val.bin", "r+b") as file:
+        file.write(b"\0\0\1\0")
+    refused(script("train.py", *QUICK, "--teacher=causal/best.pt", "--causal=True", cwd=folder), "--teacher", "other text")
+
+
 def test_resuming_something_else_is_refused_by_name(folder):
     assert script("train.py", *QUICK, cwd=folder).returncode == 0
     refused(script("train.py", *QUICK, "--resume", "--n_layer=3", cwd=folder), "n_layer=3", "n_layer=2")
@@ -393,7 +415,7 @@ def test_an_earlier_run_is_moved_aside(folder):
 @pytest.mark.parametrize("arguments, words", [
     (["--lerning_rate=1"], ["learning_rate"]), (["--dataset=nobook"], ["nobook", "never prepared", "book"]), (["--n_head=3"], ["n_embd", "n_head"]),
     (["--stages[0].mask_rate=[0.5, 0.4]"], ["mask_rate"]), (["--stages[0].data=stage9"], ["stage1"]), (["--device=quantum"], ["quantum"]), (["--dtype=float8"], ["float8"]),
-    (["--batch_size=0"], ["batch_size"]), (["--resume"], ["out/latest.pt"]), (["--wandb_project=x"], ["wandb"]),
+    (["--batch_size=0"], ["batch_size"]), (["--resume"], ["out/latest.pt"]), (["--wandb_project=x"], ["wandb"]), (["--teacher=nowhere.pt"], ["--teacher", "nowhere.pt"]),
     (["--out_dir=data/latest"], ["data/latest", "written"]), (["--out_dir=/proc/nowhere"], ["/proc/nowhere", "written"])])
 def test_user_errors(folder, arguments, words):
     refused(script("train.py", *QUICK, *arguments, cwd=folder), *words)
