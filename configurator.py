@@ -184,9 +184,13 @@ def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
 
 def home(name: str, knobs: dict, unknown: str) -> str:
     """The knob that holds the key `name`, or fail(unknown)."""
-    groups = {knob: value for knob, value in knobs.items() if isinstance(value, dict)}
-    return next((knob for knob, value in groups.items() if name in value), None) or fail(
-        f"{unknown}{nearest(name, [*knobs, *(part for value in groups.values() for part in value)])}")
+    known = [*knobs]
+    for knob, value in knobs.items():
+        if isinstance(value, dict):
+            if name in value:
+                return knob
+            known += value
+    fail(f"{unknown}{nearest(name, known)}")
 
 
 def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
