@@ -45,7 +45,7 @@ def run_script(main):
 
 
 @contextlib.contextmanager
-def written(path, mode: str = "w"):
+def written(path, mode="w"):
     """A file to write that takes the place of `path` when it is whole: a reader finds all of the old content
     or all of the new. On a full disk nothing is left of it, and the OSError names `path`."""
     aside = f"{path}.writing"
@@ -63,15 +63,14 @@ def written(path, mode: str = "w"):
         raise
 
 
-def write_json(path: str, value) -> None:
+def write_json(path, value):
     """JSON, `written`."""
     with written(path) as file:
         json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def configure(script: dict, positional: str | None = None, base: dict | None = None,
-              arguments: list | None = None) -> dict:
-    """Apply `arguments`, or sys.argv's, to the knobs in `script` (a module's globals()) and return them
+def configure(script, positional=None, base=None, arguments=None):
+    """Apply `arguments`, or sys.argv's, to the knobs in `script` (a module's globals()) -> dict of them,
     resolved, ready for JSON. What `base` has (of a resumed run, say) stands in the place of the defaults.
 
     A knob is a lower-case global assigned before the script's first function. One annotated there
@@ -81,7 +80,7 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
     """
     comments = dict(documented(script["__file__"]))
     default = {name: script[name] for name in comments}
-    kinds = dict(script.get("__annotations__", {}))
+    kinds = dict(script.get("__annotations__", {}))  # {knob or knob.field: its type}, where it has one
     groups = {name: value for name, value in default.items() if dataclasses.is_dataclass(value)}
     for name, group in groups.items():
         default[name] = dataclasses.asdict(group)
@@ -117,7 +116,7 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
     return knobs
 
 
-def documented(path: str):
+def documented(path):
     """Yield (name, comment) of every knob of the script at `path`; the comment stands beside or above it."""
     with open(path, encoding="utf-8") as file:
         lines = file.read().splitlines()
@@ -132,7 +131,7 @@ def documented(path: str):
             yield target.id, comments[0] if comments else ""
 
 
-def in_range(name: str, value, comment: str) -> None:
+def in_range(name, value, comment):
     """fail() where a comment rules a knob's value out: it ends in the numbers this may be, as [0, 1) or
     [1, ...), or in the words, as {cooccurrence, normal}. Where a knob takes both, the range is that of the
     numbers; a list has one at least, and each lies in it."""
@@ -152,9 +151,9 @@ def in_range(name: str, value, comment: str) -> None:
         fail(f"--{name} lies in {limits}, got {shown(value)}; it is: {comment.removesuffix(limits).strip()}")
 
 
-def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
-    """Run a config file on a copy of the knobs and return them, checked; names with an underscore and modules
-    are its own affair."""
+def execute(path, knobs, default, kinds):
+    """Run a config file on a copy of the knobs (default, kinds: as in configure) and return them, checked;
+    names with an underscore and modules are its own affair."""
     scope = copy.deepcopy(knobs)
     try:
         with open(path, encoding="utf-8") as file:
@@ -182,7 +181,7 @@ def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
     return knobs
 
 
-def home(name: str, knobs: dict, unknown: str) -> str:
+def home(name, knobs, unknown):
     """The knob that holds the key `name`, or fail(unknown)."""
     known = [*knobs]
     for knob, value in knobs.items():
@@ -193,7 +192,7 @@ def home(name: str, knobs: dict, unknown: str) -> str:
     fail(f"{unknown}{nearest(name, known)}")
 
 
-def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
+def assign(knobs, default, kinds, key, text):
     """Set --key=text in place; a key may lead into lists and dicts: stages[0].epochs or stages.0.epochs."""
     name, *path = re.sub(r"\[(\w+)\]", r".\1", key).split(".")
     if name not in knobs:
@@ -215,7 +214,7 @@ def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
     holder[last] = checked(key, text, like, {key: kind})
 
 
-def checked(key: str, value, like, kinds: dict):
+def checked(key, value, like, kinds):
     """`value` if the knob may hold it: one of the types in its annotation in `kinds`, else that of `like`,
     the value it replaces."""
     kind = kinds.get(key) or type(like)
@@ -240,7 +239,7 @@ def checked(key: str, value, like, kinds: dict):
     return value
 
 
-def shown(value) -> str:
+def shown(value):
     """A value for a message."""
     try:
         text = repr(value)
@@ -249,7 +248,7 @@ def shown(value) -> str:
     return text if len(text) < 300 else text[:300] + " ..."
 
 
-def nearest(name, known) -> str:
+def nearest(name, known):
     """The end of a message: the known key most like an unknown one, or all of them."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(map(str, known))}"

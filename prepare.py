@@ -560,7 +560,7 @@ def advice(statistics):
              f"Only {split['tokens']:,} tokens in {name}: figures on them are rough. Raise --{name}_share."),
             (not wanted / 2 < split["share"] < 2 * wanted, f"{name} holds {split['share']:.0%} of the text, "
              f"not {wanted:.0%}, for its paragraphs are very long or few. Try another --seed."),
-            (known > 0.1, f"{known:.0%} of {name} is repeated word for word in the training text: the book "
+            (known > 0.1, f"{known:.0%} of {name} stands in the training text word for word: the book "
              "repeats itself, and its figures will flatter the model."),
             (split["leaked"], f"{split['leaked']} passages of {name} are in the training data: it is a bug.")]
     for name, stage in (("I", stages[1]), ("II", stages[2])):

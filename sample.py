@@ -280,7 +280,8 @@ def frame(shown, step, seconds):
                 f"{seconds:.1f} s  {done / max(seconds, 1e-9):.0f} tokens/s")
     legend = Text.assemble(("▓▒░ masked  ", STYLES["mask"]), ("just revealed", STYLES["new"]), "  ",
                            ("taken back", STYLES["back"]))
-    return Group(Text("\n").join(lines[top:top + room]), Text(), bar, *[legend] * (console.width >= 40))
+    below = [bar, legend] if console.width >= 40 else [bar]
+    return Group(Text("\n").join(lines[top:top + room]), Text(), *below)
 
 
 def with_style(name):
@@ -320,19 +321,20 @@ def save_gif(file, frames, seconds_per_frame):
     from PIL import Image, ImageColor, ImageDraw, ImageFont
     ink = {name: ImageColor.getrgb(hue)
            for name, hue in re.findall(r"--(\w+): (#\w{6})", with_style("sample.html"))}
-    file_of = f"{matplotlib.get_data_path()}/fonts/ttf/STIXGeneral{{}}.ttf".format
-    upright, italic = (ImageFont.truetype(file_of(style), 28, layout_engine=ImageFont.Layout.BASIC)
+    path = f"{matplotlib.get_data_path()}/fonts/ttf/STIXGeneral"
+    upright, italic = (ImageFont.truetype(f"{path}{style}.ttf", 28, layout_engine=ImageFont.Layout.BASIC)
                        for style in ("", "Italic"))
     small, width, height, margin = upright.font_variant(size=20), 840, 46, 48
 
     def mix(one, other, share):
         return tuple(round(a + (b - a) * share) for a, b in zip(ink[one], ink[other]))
 
-    final, last = frames[-1], len(frames) - 1
-    ends = list(itertools.accumulate((len(cell.text) for cell in final), initial=0))
-    fonts = [italic if cell.state == "given" else upright for cell in final for _ in cell.text]
-    where = places("".join(cell.text for cell in final), fonts, width - 2 * margin)
-    bottom, glow, images = height * (where[-1][1] + 1) + 2 * margin, [0.0] * len(final), []
+    words, last = [cell.text for cell in frames[-1]], len(frames) - 1
+    fonts = [italic if cell.state == "given" else upright for cell in frames[-1] for _ in cell.text]
+    where = places("".join(words), fonts, width - 2 * margin)
+    starts = itertools.accumulate(map(len, words), initial=0)
+    spots = [where[start + len(word) - len(word.lstrip())] for start, word in zip(starts, words)]
+    bottom, glow, images = height * (where[-1][1] + 1) + 2 * margin, [0.0] * len(words), []
     every = -(-len(frames) // 130)
     palette = Image.new("P", (1, 1))
     palette.putpalette([c for name in ("ink", "new", "soft", "dim", "back", "mark") for step in range(16)
@@ -346,8 +348,7 @@ def save_gif(file, frames, seconds_per_frame):
         image = Image.new("RGB", (width, bottom), ink["paper"])
         pen = ImageDraw.Draw(image)
         pen.text((width - margin, bottom - 18), f"step {min(step, last)} of {last}", ink["dim"], small, "rs")
-        for i, (cell, word) in enumerate(zip(shown, (cell.text for cell in final))):
-            x, line = where[ends[i] + len(word) - len(word.lstrip())]
+        for cell, lit, word, (x, line) in zip(shown, glow, words, spots):
             font = italic if cell.state in ("given", "guess") else upright
             x, base, room = x + margin, margin + height * line + 30, font.getlength(word.strip())
             if cell.state == "mask":
@@ -357,10 +358,10 @@ def save_gif(file, frames, seconds_per_frame):
             body = cell.text.strip()
             if (fit := room / max(1.0, font.getlength(body))) < 1:
                 font = font.font_variant(size=max(1, int(28 * fit)))
-            if glow[i] and room:
-                pen.rectangle((x - 1, base - 26, x + room, base + 9), mix("paper", "new", 0.17 * glow[i]))
+            if lit and room:
+                pen.rectangle((x - 1, base - 26, x + room, base + 9), mix("paper", "new", 0.17 * lit))
             hue = {"given": "soft", "guess": "dim", "back": "back"}.get(cell.state)
-            pen.text((x, base), body, ink[hue] if hue else mix("ink", "new", glow[i]), font, "ls")
+            pen.text((x, base), body, ink[hue] if hue else mix("ink", "new", lit), font, "ls")
             if cell.state == "back":
                 pen.line((x, base - 8, x + room, base - 8), ink["back"], 2)
         images.append(image.quantize(palette=palette, dither=Image.Dither.NONE))
@@ -510,7 +511,7 @@ SETTABLE = (*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed
 
 
 def parts_of(text, knobs, gaps):
-    """The parts of a text that has gaps, if `gaps`, or is to be continued, up to the suffix."""
+    """The parts of a text: with its gaps, if `gaps` and it has some, or continued up to the suffix."""
     parts, after = parse_template(text), knobs["suffix"]
     if gaps and any(not isinstance(part, str) for part in parts):
         return parts
@@ -651,7 +652,6 @@ def check():
         fail(f"--save_animation wants a name that ends in .html or .gif, got {save_animation}")
 
 
-# of a model that others may use
 CARD = """---
 library_name: pytorch
 pipeline_tag: text-generation
