@@ -457,10 +457,8 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampli
 
     The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2): at each step the network
     predicts every mask, tokens are drawn for all of them, and those at the positions that `order`
-    puts first stay. `steps` calls, or one for each mask if those are fewer; adaptive runs
-    (`threshold`, `entropy_bound`) may end earlier. Rows longer than the model's context, or any if
-    `block_size` is given, are filled left to right in blocks, each with `steps` of its own. The causal
-    twin fills one position a step, left to right.
+    puts first stay. Rows longer than the model's context are filled left to right in blocks, each
+    with `steps` of its own. The causal twin fills one position a step, left to right.
 
     `bar` is (where (B, T), tokens (n_text,)), both bool: where the first holds, tokens of the second
     are never drawn. Rows may be padded with [PAD] on the right; seeds (B,): a row's text does not

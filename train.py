@@ -12,7 +12,6 @@ nothing.
 """
 import contextlib
 import copy
-import errno
 import hashlib
 import json
 import math
@@ -234,8 +233,8 @@ class Progress:
 
 class StagePlan(NamedTuple):
     per_epoch: int              # steps in an epoch
-    steps: int                  # in the stage
-    tokens: int                 # seen in the stage
+    steps: int                  # in all
+    tokens: int                 # seen in them
     length: int                 # of the row that the average token stands in
 
 
@@ -286,7 +285,6 @@ class Run:
 
     @cached_property
     def plan(self) -> list[StagePlan]:
-        """Steps and tokens of each stage at `effective` rows a step."""
         plan = []
         for stage in stages:
             stream = self.stream(stage)
@@ -767,7 +765,7 @@ def save(path: str, content: dict) -> None:
             with written(path, "wb") as file:
                 torch.save(content, file)
         except RuntimeError as error:       # torch's way of saying that the disk is full
-            raise OSError(errno.ENOSPC, str(error), path) from error
+            raise OSError(None, str(error), path) from error
 
 
 def start_folder(run: Run) -> None:
