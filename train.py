@@ -69,7 +69,7 @@ compile = False             # torch.compile the network: minutes to start, faste
 n_layer = 6                 # transformer blocks [1, 1000]
 n_head = 6                  # attention heads [1, 1000]
 n_embd = 384                # width, n_head times an even number [2, 100000]
-block_size = 256            # longest row, in tokens; text is cut into such pieces, anew each epoch [2, 65536]
+block_size = 256            # tokens in a row; text is cut into such pieces, anew each epoch [2, 65536]
 dropout = 0.0               # of residual branches and embeddings [0, 1)
 causal = False              # True: the autoregressive twin, on the same data
 rope_base = 10000.0         # wavelength base of the rotary embeddings [1, ...)
@@ -86,7 +86,7 @@ stages = [
 ]
 stage_patience = 0          # evaluations without improvement that end a stage early; 0: never [0, ...)
 patience = 0                # evaluations without a new best that end the run; 0: never [0, ...)
-carry_over = False          # one optimizer state, warm-up and cosine over all stages; False: fresh in each
+carry_over = False          # one optimizer, warm-up and cosine over all stages; False: fresh in each
 # optimisation
 batch_size: int | str = 8   # rows of block_size tokens in a micro-batch (more if shorter), or auto [1, 65536]
 grad_accum = 2              # micro-batches in a step, on any number of processes together [1, 65536]
@@ -106,12 +106,13 @@ eval_interval = 250         # steps between evaluations with a checkpoint; a sta
 eval_masks = 512            # held-out rows times masks in an evaluation; in the last four times [1, 1000000]
 sample_tokens = 64          # length of the sample beside each evaluation; 0: none [0, ...)
 log_interval = 10           # steps between lines in log.jsonl [1, ...)
-tensorboard = True          # write out_dir/tensorboard/ where tensorboard is installed
+tensorboard = True          # write out_dir/tensorboard/ where that is installed
 wandb_project = ""          # log to this Weights & Biases project as well
 
 FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_masks", "sample_tokens", "log_interval",
         "tensorboard", "wandb_project", "patience", "batch_size", "grad_accum",
         "checkpointing"}       # knobs that may differ when a run is resumed; so may a stage's length
+# what the keys of a stage may be, written as for a knob
 STAGE = {"data": "the stream {stage1, stage2, stage3}", "mask_rate": "a window, low and high [0, 1]",
          "replay": "share of rows from the full range [0, 1]", "epochs": "its length [1e-9, 1e9]",
          "max_steps": "its length at most [0, 1e9]", "lr_factor": "of learning_rate [1e-9, 1e9]"}
@@ -271,7 +272,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """Of the stage at hand, done."""
+        """Done of the stage at hand."""
         return self.progress.stage_step / self.plan[self.at].per_epoch
 
     @property
@@ -415,7 +416,7 @@ def open_device() -> tuple[torch.device, torch.dtype]:
 
 
 def make_network(vocab_size: int, text: Stream, where: torch.device) -> DiffusionModel:
-    """The network as the knobs want it, with its first weights."""
+    """The network with its first weights."""
     torch.manual_seed(seed)
     try:
         config = Config(vocab_size, block_size, n_layer, n_head, n_embd, dropout, causal, rope_base, conv)
