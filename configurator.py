@@ -21,10 +21,9 @@ from typing import NoReturn
 
 
 def fail(message) -> NoReturn:
-    """End the program as every user error does: one line on stderr, of no endless length, exit status 2."""
+    """End the program as every user error does: one line on stderr, exit status 2."""
     text = " ".join(str(message).split())
-    text = text if len(text) < 1500 else text[:1500] + " ..."
-    print(f"{os.path.basename(sys.argv[0])}: {text}", file=sys.stderr)
+    print(f"{os.path.basename(sys.argv[0])}: {text[:1500]}{' ...' * (len(text) > 1500)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -37,19 +36,18 @@ def run_script(main):
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:    # what is printed has no file's name
+    except OSError as error:  # what is printed has no file's name
         fail(f"{error.filename or 'cannot print'}: {error.strerror or error}")
     except SystemExit:
-        # what could not be printed would be tried, and complained of, once more
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # Python would complain of what cannot be printed
             sys.stdout.flush()
         raise
 
 
 @contextlib.contextmanager
-def written(path, mode: str = "w"):
-    """A file to write that takes the place of `path` when it is whole: whoever reads `path` finds all of the
-    old content or all of the new. Where the disk is full nothing is left of it, and the OSError names it."""
+def written(path, mode="w"):
+    """A file to write that takes the place of `path` when it is whole: a reader finds all of the old content
+    or all of the new. On a full disk nothing is left of it, and the OSError names `path`."""
     aside = f"{path}.writing"
     try:
         with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -65,24 +63,24 @@ def written(path, mode: str = "w"):
         raise
 
 
-def write_json(path: str, value) -> None:
+def write_json(path, value):
     """JSON, `written`."""
     with written(path) as file:
         json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def configure(script: dict, positional: str | None = None, base: dict | None = None) -> dict:
-    """Apply sys.argv to the knobs in `script` (a module's globals()) and return them resolved,
-    ready for JSON. Where `base` has values (a resumed run's, say), they stand in the place of the
-    defaults.
+def configure(script, positional=None, base=None, arguments=None):
+    """Apply `arguments`, or sys.argv's, to the knobs in `script` (a module's globals()) -> dict of them,
+    resolved, ready for JSON. What `base` has (of a resumed run, say) stands in the place of the defaults.
 
     A knob is a lower-case global assigned before the script's first function. One annotated there
-    (`top_k: int | None = 20`) may have any of those types, others keep the type they start with.
-    The fields of a knob that is a dataclass, and the keys of one that is a dict, are knobs too. An
-    argument that is neither --key=value nor a .py file sets `positional`.
+    (`top_k: int | None = 20`) may have any of those types, others keep the type they start with. Fields of a
+    dataclass and keys of a dict are knobs too. An argument that is neither --key=value nor a .py or .json
+    file sets `positional`.
     """
-    default = {name: script[name] for name, _ in documented(script["__file__"])}
-    kinds = {name: kind for name, kind in script.get("__annotations__", {}).items() if name in default}
+    comments = dict(documented(script["__file__"]))
+    default = {name: script[name] for name in comments}
+    kinds = dict(script.get("__annotations__", {}))  # {knob or knob.field: its type}, where it has one
     groups = {name: value for name, value in default.items() if dataclasses.is_dataclass(value)}
     for name, group in groups.items():
         default[name] = dataclasses.asdict(group)
@@ -90,10 +88,10 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
     knobs = copy.deepcopy(default)
     for name in default.keys() & (base or {}).keys():
         knobs[name] = checked(name, base[name], default[name], kinds)
-    for argument in sys.argv[1:]:
+    for argument in sys.argv[1:] if arguments is None else arguments:
         if argument in ("--help", "-h"):
             print((script["__doc__"] or "").strip() + "\n\nknobs, set by --key=value or in a config file:")
-            for name, comment in documented(script["__file__"]):
+            for name, comment in comments.items():
                 fields = dataclasses.fields(groups[name]) if name in groups else ()
                 known = [(f.name, knobs[name][f.name], f.metadata["meaning"]) for f in fields]
                 for key, value, meaning in known or [(name, knobs[name], comment)]:
@@ -105,11 +103,11 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
             assign(knobs, default, kinds, key, text if has_value else True)
         elif argument.endswith((".py", ".json")):
             knobs = execute(argument, knobs, default, kinds)
-        else:
-            if not positional:
-                fail(f"unexpected argument {argument!r}: options are --key=value, config files end in .py")
+        elif positional:
             assign(knobs, default, kinds, positional, argument)
-    for name, comment in documented(script["__file__"]):
+        else:
+            fail(f"unexpected argument {argument!r}: options are --key=value, config files end in .py")
+    for name, comment in comments.items():
         in_range(name, knobs[name], comment)
     try:
         script.update(knobs | {name: type(group)(**knobs[name]) for name, group in groups.items()})
@@ -118,9 +116,8 @@ def configure(script: dict, positional: str | None = None, base: dict | None = N
     return knobs
 
 
-def documented(path: str):
-    """Yield (name, comment) of every knob of the script at `path`; the comment stands beside it, or
-    on the line above."""
+def documented(path):
+    """Yield (name, comment) of every knob of the script at `path`; the comment stands beside or above it."""
     with open(path, encoding="utf-8") as file:
         lines = file.read().splitlines()
     for node in ast.parse("\n".join(lines)).body:
@@ -134,29 +131,29 @@ def documented(path: str):
             yield target.id, comments[0] if comments else ""
 
 
-def in_range(name: str, value, comment: str) -> None:
-    """End in fail() where a knob has a value that its comment rules out: the comment ends in the numbers it
-    may be, as [0, 1) or [1, ...), or in the words, as {cooccurrence, normal}. Where a knob takes numbers and
-    words, the range is that of the numbers; a list has one number at least, and each lies in it."""
-    *_, limits = ["", *re.findall(r"[\[({][^\[({]*[\])}]$", comment)]
-    low, _, high = limits[1:-1].partition(", ")
-
-    def within(x):
+def in_range(name, value, comment):
+    """fail() where a comment rules a knob's value out: it ends in the numbers this may be, as [0, 1) or
+    [1, ...), or in the words, as {cooccurrence, normal}. Where a knob takes both, the range is that of the
+    numbers; a list has one at least, and each lies in it."""
+    found = re.search(r"\{(.+)\}$|[\[(]([-\d.e]+), ([-\d.e]+)[\])]$", comment)
+    if not found:
+        return
+    limits, words, low, high = found.group(0, 1, 2, 3)
+    if words:
+        fine = value in words.split(", ")
+    else:
         least, most = float(low), float(high.replace("...", "inf"))
-        return least < x < most or x == least and limits[0] == "[" or x == most and limits[-1] == "]"
-    fine = True
-    if limits.startswith("{"):
-        fine = value in limits[1:-1].split(", ")
-    elif high:
         several = value if isinstance(value, list) else [value]
-        fine = several and all(within(x) for x in several if isinstance(x, (int, float)))
+        fine = several and all(
+            least < x < most or x == least and limits[0] == "[" or x == most and limits[-1] == "]"
+            for x in several if isinstance(x, (int, float)))
     if not fine:
         fail(f"--{name} lies in {limits}, got {shown(value)}; it is: {comment.removesuffix(limits).strip()}")
 
 
-def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
-    """Run a config file on a copy of the knobs and return them, checked; names with an underscore
-    and modules are its own affair."""
+def execute(path, knobs, default, kinds):
+    """Run a config file on a copy of the knobs (default, kinds: as in configure) and return them, checked;
+    names with an underscore and modules are its own affair."""
     scope = copy.deepcopy(knobs)
     try:
         with open(path, encoding="utf-8") as file:
@@ -171,31 +168,35 @@ def execute(path: str, knobs: dict, default: dict, kinds: dict) -> dict:
         lines = [frame.lineno for frame in frames if frame.filename == path]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         fail(f"config file {path}{f', line {line}' if line else ''}: {type(error).__name__}: {error}")
-    scope = {name: value for name, value in scope.items()
-             if not str(name).startswith("_") and not isinstance(value, types.ModuleType)}
-    fields = [name for name in scope if name not in default]
-    # what the file deletes stays as it is
-    result = knobs | {name: checked(name, value, default[name], kinds)
-                      for name, value in scope.items() if name in default}
-    for name in fields:
-        holder = home(name, default) or fail(f"{path}: unknown key {name!r}{nearest(name, default)}")
-        result[holder] = result[holder] | {name: checked(f"{holder}.{name}", scope[name],
-                                                         default[holder][name], kinds)}
-    return result
+    knobs = dict(knobs)  # what the file deletes stays as it is
+    for name, value in scope.items():
+        if str(name).startswith("_") or isinstance(value, types.ModuleType):
+            continue
+        if name in default:
+            knobs[name] = checked(name, value, default[name], kinds)
+        else:
+            holder = home(name, default, f"{path}: unknown key {name!r}")
+            value = checked(f"{holder}.{name}", value, default[holder][name], kinds)
+            knobs[holder] = knobs[holder] | {name: value}
+    return knobs
 
 
-def home(name: str, knobs: dict) -> str | None:
-    """The knob that holds the key `name`."""
-    return next((knob for knob, value in knobs.items() if isinstance(value, dict) and name in value), None)
+def home(name, knobs, unknown):
+    """The knob that holds the key `name`, or fail(unknown)."""
+    known = [*knobs]
+    for knob, value in knobs.items():
+        if isinstance(value, dict):
+            if name in value:
+                return knob
+            known += value
+    fail(f"{unknown}{nearest(name, known)}")
 
 
-def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
-    """Set --key=text in place; a key may lead into lists and dicts, as stages[0].epochs or
-    stages.0.epochs."""
+def assign(knobs, default, kinds, key, text):
+    """Set --key=text in place; a key may lead into lists and dicts: stages[0].epochs or stages.0.epochs."""
     name, *path = re.sub(r"\[(\w+)\]", r".\1", key).split(".")
     if name not in knobs:
-        known = [*knobs, *(part for value in knobs.values() if isinstance(value, dict) for part in value)]
-        name, path = home(name, knobs) or fail(f"unknown key --{key}{nearest(name, known)}"), [name, *path]
+        name, path = home(name, knobs, f"unknown key --{key}"), [name, *path]
     holder, last, like, kind = knobs, name, default[name], kinds.get(name)
     for part in path:
         holder, last = holder[last], int(part) if part.isdecimal() and len(part) < 9 else part
@@ -213,11 +214,11 @@ def assign(knobs: dict, default: dict, kinds: dict, key: str, text) -> None:
     holder[last] = checked(key, text, like, {key: kind})
 
 
-def checked(key: str, value, like, kinds: dict):
-    """`value` if the knob may hold it: one of the types in its annotation in `kinds`, else that of
-    `like`, the value it replaces."""
-    kind = kinds.get(key)
-    allowed = (kind.__args__ if isinstance(kind, types.UnionType) else (kind,)) if kind else (type(like),)
+def checked(key, value, like, kinds):
+    """`value` if the knob may hold it: one of the types in its annotation in `kinds`, else that of `like`,
+    the value it replaces."""
+    kind = kinds.get(key) or type(like)
+    allowed = getattr(kind, "__args__", (kind,))
     if type(value) is int and int not in allowed and float in allowed:
         try:
             value = float(value)
@@ -238,16 +239,16 @@ def checked(key: str, value, like, kinds: dict):
     return value
 
 
-def shown(value) -> str:
-    """A value for a message, cut where it is long."""
+def shown(value):
+    """A value for a message."""
     try:
         text = repr(value)
     except ValueError:
-        text = "a number of thousands of digits"    # more than Python writes
+        text = "a number of thousands of digits"  # more than Python writes
     return text if len(text) < 300 else text[:300] + " ..."
 
 
-def nearest(name, known) -> str:
-    """The end of an unknown key's message: the known key most like it, or all of them."""
+def nearest(name, known):
+    """The end of a message: the known key most like an unknown one, or all of them."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(map(str, known))}"

@@ -4,12 +4,10 @@ sampler that writes with it.
 Read from top to bottom: the network, the objective, the held-out bound, the sampler, sizes,
 checkpoints. Imports torch alone.
 
-Token ids 0 .. n_text-1 are text; the last three ids of the vocabulary are [MASK], [PAD] and [SEP],
-in that order. The output layer covers only text, so a special token can neither be predicted nor
-sampled.
+Token ids 0 .. n_text-1 are text; the last three are [MASK], [PAD] and [SEP]. The output layer covers
+text alone, so that a special token can be neither predicted nor sampled.
 """
 import ctypes
-import glob
 import json
 import math
 import os
@@ -19,6 +17,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 SPECIALS = 3                    # [MASK], [PAD], [SEP]: the last ids of every vocabulary
+ALTERNATIVES = 5                # tokens that a Step tells of each position
 
 
 # ---- the network ---------------------------------------------------------------------------------
@@ -47,18 +47,15 @@ class Config:
 
     def __post_init__(self):
         for f in fields(self):
-            value = getattr(self, f.name)
-            if type(value) not in ((int, float) if f.type is float else (f.type,)):
-                raise ValueError(f"{f.name} is {f.type.__name__}, not {value!r}")
+            value, kinds = getattr(self, f.name), (int, float) if f.type is float else (f.type,)
             least = 1 if f.name in ("block_size", "n_layer", "n_head", "n_embd") else 0
-            if not least <= value < 2**31:
-                raise ValueError(f"{f.name}={value} makes no network")
+            if type(value) not in kinds or not least <= value < 2**31:
+                raise ValueError(f"{f.name}={value!r} makes no network")
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
             raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even number "
                              "(rotary embeddings turn pairs)")
         if self.vocab_size <= SPECIALS:
-            raise ValueError(f"vocab_size={self.vocab_size} leaves no text tokens beside "
-                             f"the {SPECIALS} special ones")
+            raise ValueError(f"vocab_size={self.vocab_size} leaves no text beside {SPECIALS} special tokens")
 
     @property
     def n_text(self) -> int:
@@ -78,43 +75,37 @@ class Config:
 
     @property
     def mlp_width(self) -> int:
-        """Two thirds of 4d, so that SwiGLU's three matrices weigh what two of width 4d would
-        (Shazeer, 2002.05202), in steps of 64."""
+        """Two thirds of 4d, rounded up to 64s: SwiGLU's three matrices weigh what two of width 4d would
+        (Shazeer, 2002.05202)."""
         return math.ceil(8 * self.n_embd / 3 / 64) * 64
 
 
-def unit_rms(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
-    """x / rms(x) over the last dimension, times weight; computed in float32 and returned in x's dtype."""
-    return F.rms_norm(x.float(), x.shape[-1:], None if weight is None else weight.float(), eps).to(x.dtype)
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square normalisation (Zhang & Sennrich, 1910.07467) over the last dimension: computed in
+    float32, returned in x's dtype."""
 
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation with a learnt weight per channel and no bias (Zhang &
-    Sennrich, 1910.07467)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+    def __init__(self, width: int, learnt: bool = True):
+        super().__init__(width, eps=1e-6, elementwise_affine=learnt)
 
     def forward(self, x: Tensor) -> Tensor:
-        return unit_rms(x, self.weight)
+        return super().forward(x.float()).to(x.dtype)
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding (Su et al., 2104.09864): pairs of channels turned by an angle that
-    grows with the position."""
+    """Rotary position embedding (Su et al., 2104.09864): pairs of channels turned by angles that grow with
+    the position."""
 
     def __init__(self, head_width: int, max_length: int, base: float):
         super().__init__()
         pair = torch.arange(0, head_width, 2, dtype=torch.float32)
         angle = torch.arange(max_length)[:, None] * base ** (-pair / head_width)
         cos, sin = angle.cos(), angle.sin()
-        # all of it at once: a table that grows would have torch.compile begin anew
+        # whole: a table that grows would have torch.compile begin anew
         table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., T, head_width) -> the same, rotated. ValueError when T exceeds max_length."""
+        """x: (..., T, head_width) -> the same, turned. ValueError when T exceeds max_length."""
         length, longest = x.shape[-2], self.table.shape[1]
         if length > longest:
             raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size of {longest}")
@@ -124,10 +115,9 @@ class Rotary(nn.Module):
 
 
 class ShortConvolution(nn.Module):
-    """Depthwise convolution along the sequence, added to its input: one weight for each offset and channel
-    (Canon layers, 2512.17351). A block sees its neighbours from the first step instead of having to find
-    them by attention. The causal twin's offsets all lie to the left.
-    """
+    """Depthwise convolution along the sequence, added to its input (Canon layers, 2512.17351): a block sees
+    its neighbours from the first step instead of having to find them by attention. The causal twin's all
+    lie to the left."""
 
     def __init__(self, width: int, channels: int, causal: bool):
         super().__init__()
@@ -135,8 +125,7 @@ class ShortConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, channels))
 
     def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
-        """x (B, T, channels) -> the same; nothing is read beyond the ends of a row, nor where `real` (B, T)
-        is False."""
+        """x (B, T, channels) -> the same; nothing is read where `real` (B, T) is False."""
         T, width = x.shape[1], len(self.weight)
         around = x if real is None else x * real[:, :, None]
         around = F.pad(around, (0, 0, self.left, width - 1 - self.left))
@@ -146,14 +135,15 @@ class ShortConvolution(nn.Module):
 class Block(nn.Module):
     """Attention, then SwiGLU, each on a normalised input and added to the residual stream; no biases.
 
-    Dropout on what each adds, not inside attention, where it would rule out SDPA's fast kernels."""
+    Dropout is on what each adds: inside attention it would rule out SDPA's fast kernels."""
 
     def __init__(self, config: Config, rotary: Rotary):
         super().__init__()
         d, h = config.n_embd, config.mlp_width
-        self.n_head, self.dropout, self.causal = config.n_head, config.dropout, config.causal
-        self.rotary = rotary
+        self.config, self.rotary = config, rotary
         self.attention_norm, self.mlp_norm = RMSNorm(d), RMSNorm(d)
+        # bounded attention logits let small batches learn fast
+        self.qk_norm = RMSNorm(d // config.n_head, learnt=False)
         self.conv = ShortConvolution(config.conv, d, config.causal) if config.conv else None
         self.qkv = nn.Linear(d, 3 * d, bias=False)
         self.attention_out = nn.Linear(d, d, bias=False)
@@ -161,49 +151,45 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(h, d, bias=False)
 
     def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
-        """x (B, T, d) -> the same; real (B, T) bool tells tokens from padding, None where there is
-        none or a causal mask hides it."""
+        """x (B, T, d) -> the same; real (B, T) bool: not padding, None where there is none or a causal mask
+        hides it."""
         B, T, d = x.shape
-        dropout = self.dropout if self.training else 0.0
+        config, dropout = self.config, self.config.dropout if self.training else 0.0
         attend = None if real is None else real[:, None, None, :]
         near = self.attention_norm(x)
         near = self.conv(near, real) if self.conv else near
         # (3, B, heads, T, d/heads)
-        qkv = self.qkv(near).view(B, T, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(near).view(B, T, 3, config.n_head, d // config.n_head).permute(2, 0, 3, 1, 4)
         qk, (v,) = qkv.split((2, 1))
-        # QK norm: bounded attention logits let small batches learn fast
-        q, k = self.rotary(unit_rms(qk))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=self.causal)
+        q, k = self.rotary(self.qk_norm(qk))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=config.causal)
         x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)
 
 
 class DiffusionModel(nn.Module):
-    """Predicts the token at every position from those that are not masked; as its causal twin, from
-    those before it."""
+    """Predicts the token at every position from those that are not masked; its causal twin, from those
+    before."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config, self.checkpointing = config, False
-        # tied: also the output layer
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)     # also the output layer
         rotary = Rotary(config.n_embd // config.n_head, config.block_size, config.rope_base)
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
         self.final_norm = RMSNorm(config.n_embd)
         for name, p in self.named_parameters():
             if "conv" in name:
                 nn.init.normal_(p, std=0.3)
-            elif p.ndim == 2:  # residual projections scaled as in GPT-2
+            elif p.ndim == 2:  # residual projections smaller, as in GPT-2
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "_out" in name else 0.02)
 
     def forward(self, tokens: Tensor, where: Tensor | None = None) -> Tensor:
         """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text); with `where` (B, T)
-        bool, (where.sum(), n_text).
+        bool, (where.sum(), n_text): the output layer is much of a small model's work.
 
-        Logits at i predict token i: from every unmasked token for diffusion, from tokens before i for the
-        causal twin, which reads the row shifted right behind a [MASK]. Logits at chosen positions only: the
-        output layer is much of a small model's work.
+        Logits at i predict token i; the causal twin reads the row shifted right, behind a [MASK].
         """
         config, real = self.config, None
         if config.causal:
@@ -229,17 +215,15 @@ def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
     """(vocab_size, n_embd) float32: where a word's embedding may start, from its neighbours in the
     training text `tokens` (N,) int64.
 
-    Positive pointwise mutual information with the tokens two before, one before, one after and two
-    after, contexts smoothed by the power .75, in a truncated SVD with each direction weighted by
-    the root of its singular value (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the
-    usual length; those of tokens that the text lacks, and of the special ones, the usual random
-    start.
+    Positive pointwise mutual information with the tokens two and one before, one and two after, contexts
+    smoothed by the power .75; its truncated SVD, each direction weighted by the root of its singular value
+    (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the usual length; special tokens, and any
+    that the text lacks, start at random.
     """
     V = config.vocab_size
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(V, config.n_embd, generator=generator) * 0.02
+    normal = torch.randn(V, config.n_embd, generator=torch.Generator().manual_seed(seed)) * 0.02
     sides = []
-    for number, offset in enumerate((-2, -1, 1, 2)):
+    for offset in (-2, -1, 1, 2):
         pair = tokens[abs(offset):], tokens[:-abs(offset)]
         word, context = pair if offset > 0 else pair[::-1]
         pair, count = torch.unique(word * V + context, return_counts=True)
@@ -247,13 +231,11 @@ def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
         of_word = torch.bincount(word, count.double(), V)
         of_context = torch.bincount(context, count.double(), V) ** 0.75
         pmi = (count / of_word[word] / (of_context / of_context.sum())[context]).log()
-        kept = pmi > 0
-        sides.append((torch.stack((word, context + number * V))[:, kept], pmi[kept]))
-    place, value = torch.cat([p for p, _ in sides], 1), torch.cat([v for _, v in sides])
+        place = torch.stack((word, context))[:, pmi > 0]
+        sides.append(torch.sparse_coo_tensor(place, pmi[pmi > 0].float(), (V, V), check_invariants=True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        ppmi = torch.sparse_coo_tensor(place, value.float(), (V, 4 * V), check_invariants=True)
-        u, s, _ = torch.svd_lowrank(ppmi.coalesce(), q=min(config.n_embd, V), niter=4)
+        u, s, _ = torch.svd_lowrank(torch.cat(sides, 1).coalesce(), q=min(config.n_embd, V), niter=4)
     start = F.pad(u * s.sqrt(), (0, config.n_embd - u.shape[1]))
     start = F.normalize(start) * 0.02 * math.sqrt(config.n_embd)
     seen = torch.bincount(tokens, minlength=V) > 0
@@ -264,37 +246,29 @@ def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
 # ---- the objective -------------------------------------------------------------------------------
 
 class Masks(NamedTuple):
-    """What one training or evaluation pass hides, and what each hidden token weighs."""
+    """What is hidden, and what each hidden token weighs."""
     masked: Tensor              # (B, T) bool
-    weight: Tensor              # (B,) float32: L / k, one for the causal twin
+    weight: Tensor              # (B,) float32: L / k
 
 
 def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float = 0.0,
                generator: torch.Generator | None = None) -> Masks:
-    """Draw which of tokens (B, T) to hide: k of a row's L text tokens, k uniform over the whole numbers in
-    L·window (at least 1). Special tokens are never masked.
+    """Draw which of tokens (B, T), on the CPU, to hide: k of a row's L text tokens, k uniform over the whole
+    numbers in L·window (at least 1). Special tokens are never masked.
 
     With the window (0, 1), (L/k) · Σ over masked positions of -log p is an unbiased estimate of the bound
     on -log p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10). A share
-    `replay` of the rows draws from the full range instead. For the causal twin every text token is
-    predicted and weighs one.
+    `replay` of the rows draws from the full range instead. The causal twin predicts all: k is L.
     """
     text = tokens < config.n_text
     length = text.sum(1)
-    if config.causal:
-        return Masks(text, torch.ones(len(tokens), device=tokens.device))
-    low, high, u = draw_rates(len(tokens), window, replay, generator)
-    k = exact_count(length, low.to(tokens.device), high.to(tokens.device), u.to(tokens.device))
-    noise = torch.rand(tokens.shape, generator=generator).to(tokens.device)
-    return Masks(hide(text, k, noise), length / k.clamp(min=1))
+    k = length if config.causal else exact_count(length, *draw_rates(len(tokens), window, replay, generator))
+    return Masks(hide(text, k, torch.rand(tokens.shape, generator=generator)), length / k.clamp(min=1))
 
 
 def draw_rates(B: int, window, replay: float, generator: torch.Generator | None):
-    """(low, high, u), each (B,): the windows of B rows, a share `replay` of them (0, 1), and places in them.
-
-    u is stratified over the rows of each kind, which lowers the gradient's variance (Kingma et al.,
-    2107.00630, app. I.1); which rows are replayed does not follow their order.
-    """
+    """(low, high, u), (B,) each: the windows of B rows, for a share `replay` of them (0, 1), and places in
+    them, stratified over the rows of each kind: less variance (Kingma et al., 2107.00630, app. I.1)."""
     row, chance = torch.randperm(B, generator=generator), torch.rand((), generator=generator)
     full = min(B, int(replay * B + chance))
     low, high, u = torch.full((B,), float(window[0])), torch.full((B,), float(window[1])), torch.empty(B)
@@ -306,33 +280,35 @@ def draw_rates(B: int, window, replay: float, generator: torch.Generator | None)
 
 
 def exact_count(length: Tensor, low, high, u: Tensor) -> Tensor:
-    """Number of masks for rows of `length` text tokens: uniform over the whole numbers in
-    [low·length, high·length], chosen by u in [0, 1).
-
-    At least one; where a short row has no whole number in its window, the smallest above it.
-    """
+    """How many masks rows of `length` text tokens get: a whole number in [low·length, high·length], chosen
+    by u in [0, 1); at least one, and where a short row has none in its window, the smallest above it."""
     first = torch.ceil(low * length - 1e-6).clamp(min=1)
     last = torch.maximum(torch.floor(high * length + 1e-6), first)
     return torch.minimum(first + (u * (last - first + 1)).floor(), length).long()
 
 
 def hide(text: Tensor, k: Tensor, noise: Tensor) -> Tensor:
-    """The k[row] positions of each row with the lowest noise among its text positions, as (B, T) bool."""
+    """(B, T) bool: the k[row] text positions of each row with the lowest noise."""
     rank = noise.masked_fill(~text, 2.0).argsort(1).argsort(1)
     return (rank < k[:, None]) & text
 
 
-def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config,
-                  label_smoothing: float = 0.0, teacher: "DiffusionModel | None" = None) -> Tensor:
-    """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the
-    number of text tokens in the batch it estimates the bound per token. The L/k in the weight is
-    the only normalisation: dividing by k as well would count it twice. With a teacher see `soften`.
-    """
-    noisy = tokens if config.causal else tokens.masked_fill(masks.masked, config.mask_id)
-    logits, wanted = model(noisy, masks.masked).float(), tokens[masks.masked]
+def hidden_nats(model: nn.Module, tokens: Tensor, masked: Tensor, config: Config,
+                label_smoothing: float = 0.0, teacher: DiffusionModel | None = None) -> Tensor:
+    """-log p of each token of (B, T) that is masked, row by row, in nats: (masked.sum(),) float32."""
+    noisy = tokens if config.causal else tokens.masked_fill(masked, config.mask_id)
+    logits, wanted = model(noisy, masked).float(), tokens[masked]
     if teacher is not None:
-        wanted = soften(wanted, noisy, masks.masked, teacher)
-    nats = F.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
+        wanted = soften(wanted, noisy, masked, teacher)
+    return F.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
+
+
+def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config,
+                  label_smoothing: float = 0.0, teacher: DiffusionModel | None = None) -> Tensor:
+    """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the number of
+    text tokens in the batch, the bound per token. Dividing by k as well would count the weight twice. Of a
+    token that a teacher predicts as well, see `soften`."""
+    nats = hidden_nats(model, tokens, masks.masked, config, label_smoothing, teacher)
     return (nats * masks.weight[:, None].expand_as(tokens)[masks.masked]).sum()
 
 
@@ -353,14 +329,14 @@ def soften(wanted: Tensor, noisy: Tensor, masked: Tensor, teacher: DiffusionMode
 # ---- the held-out bound --------------------------------------------------------------------------
 
 class Bound(NamedTuple):
-    """Evaluations of N sequences at P masks each; see `held_out_bound`."""
+    """N sequences at P masks each; see `held_out_bound`."""
     nats: Tensor                # (N, P) float64: Σ of -log p over the masked positions
     k: Tensor                   # (N, P) int64: how many were masked
     length: Tensor              # (N,) int64: text tokens in the sequence
 
     @property
     def per_sequence(self) -> Tensor:
-        """(N,) nats: the bound on -log p of each sequence, averaged over its masks."""
+        """(N,) nats: the bound on each sequence's -log p."""
         return (self.nats * self.length[:, None] / self.k).mean(1)
 
 
@@ -368,55 +344,45 @@ class Bound(NamedTuple):
 def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int = 32, seed: int = 0,
                    batch_tokens: int = 8192) -> Bound:
     """The full-range bound on -log p of each of N token sequences (1-d, at most block_size), on
-    fixed masks drawn from `seed`.
+    fixed masks drawn from a generator of its own.
 
     Each sequence is evaluated at `points` exact mask counts, one in each of as many strata of 1..L,
-    weighted L/k. The causal twin's exact -log p takes one pass: P is 1. Draws from a generator of
-    its own and leaves the global ones alone.
+    weighted L/k. The causal twin's exact -log p takes one pass: P is 1.
     """
     config, was_training = model.config, model.training
     model.eval()
     points = 1 if config.causal else points
     generator = torch.Generator().manual_seed(seed)
     length = torch.tensor([int((s < config.n_text).sum()) for s in sequences])
-    rows, k = [], torch.empty(len(sequences), points, dtype=torch.long)
+    k, masks = torch.empty(len(sequences), points, dtype=torch.long), []
     for n, sequence in enumerate(sequences):
         text = (sequence < config.n_text).expand(points, -1)
-        if config.causal:
-            k[n], hidden = length[n], text
-        else:
-            u = (torch.arange(points) + torch.rand(points, generator=generator)) / points
-            k[n] = exact_count(length[n].float(), torch.tensor(0.0), torch.tensor(1.0), u)
-            hidden = hide(text, k[n], torch.rand(text.shape, generator=generator))
-        rows += [(n, p, sequence, hidden[p]) for p in range(points)]
+        u = (torch.arange(points) + torch.rand(points, generator=generator)) / points
+        k[n] = length[n] if config.causal else exact_count(length[n], 0.0, 1.0, u)
+        masks += hide(text, k[n], torch.rand(text.shape, generator=generator))
+    nats = torch.zeros(len(masks), dtype=torch.float64)
     # alike lengths together: little padding
-    rows.sort(key=lambda row: len(row[2]))
-    nats = torch.zeros(len(sequences), points, dtype=torch.float64)
-    while rows:
-        size = max(1, batch_tokens // len(rows[-1][2]))
-        batch, rows = rows[-size:], rows[:-size]
-        tokens = pad([row[2] for row in batch], config.pad_id).to(model.device)
-        masked = pad([row[3] for row in batch], False).to(model.device)
-        noisy = tokens if config.causal else tokens.masked_fill(masked, config.mask_id)
-        logits = model(noisy, masked).float()
-        loss = F.cross_entropy(logits, tokens[masked], reduction="none").cpu().double()
-        owner = masked.nonzero()[:, 0].cpu()
-        total = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, owner, loss)
-        for (n, p, _, _), value in zip(batch, total):
-            nats[n, p] = value
+    order = sorted(range(len(masks)), key=lambda i: len(masks[i]))
+    while order:
+        size = max(1, batch_tokens // len(masks[order[-1]]))
+        batch, order = order[-size:], order[:-size]
+        tokens = pad([sequences[i // points] for i in batch], config.pad_id).to(model.device)
+        masked = pad([masks[i] for i in batch], False).to(model.device)
+        owner = torch.tensor(batch)[masked.nonzero()[:, 0].cpu()]
+        nats.index_add_(0, owner, hidden_nats(model, tokens, masked, config).cpu().double())
     model.train(was_training)
-    return Bound(nats, k, length)
+    return Bound(nats.view(len(sequences), points), k, length)
 
 
 def parts(start: int, stop: int, longest: int) -> list[tuple[int, int]]:
-    """[start, stop) in as few nearly equal parts of at most `longest` as there can be."""
+    """[start, stop) in as few and nearly equal parts of at most `longest` as there can be."""
     count = max(1, -(-(stop - start) // longest))
     cuts = [start + (stop - start) * i // count for i in range(count + 1)]
     return list(pairwise(cuts))
 
 
 def pad(sequences: list[Tensor], value) -> Tensor:
-    """1-d tensors of any lengths -> one (B, longest) tensor, `value` behind the shorter ones."""
+    """1-d tensors -> one (B, longest) tensor, `value` behind the shorter ones."""
     return nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
@@ -425,12 +391,9 @@ def pad(sequences: list[Tensor], value) -> Tensor:
 @torch.no_grad()
 def plain_denoise(model: nn.Module, tokens: Tensor, steps: int, temperature: float,
                   generator: torch.Generator) -> Iterator[Tensor]:
-    """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat. Yields the
-    row after each step.
-
-    `denoise` is this with everything that a user may want of it; for the settings they share the
-    tests hold it to this one.
-    """
+    """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat. Yields the row
+    after each step. `denoise` is this with everything that a user may want of it; for the settings that
+    they share the tests hold it to this one."""
     tokens, mask_id = tokens.clone(), model.config.mask_id
     at_first = int((tokens == mask_id).sum())
     steps = min(steps, at_first)
@@ -452,14 +415,13 @@ def plain_denoise(model: nn.Module, tokens: Tensor, steps: int, temperature: flo
 
 
 def setting(default, meaning: str, low=None, high=None, choices=()):
-    """A field of Sampling: its default, what it does, and what it may be; None where it may be off."""
+    """A field of Sampling: its default, what it does, and what it may be; a default of None is off."""
     return field(default=default, metadata={"meaning": meaning, "min": low, "max": high, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How `denoise` fills masks: what sample.py, the page and the evaluation share, defaults and
-    limits included."""
+    """How `denoise` fills masks, for sample.py, the page and the evaluation."""
     steps: int = setting(128, "calls of the network per text, or per block; no more than tokens", 1, 100_000)
     order: str = setting("margin", "which positions are decided first: margin, confidence, entropy or random",
                          choices=("margin", "confidence", "entropy", "random"))
@@ -483,16 +445,15 @@ class Sampling:
             if choices := f.metadata["choices"]:
                 if value not in choices:
                     raise ValueError(f"{f.name} is one of {', '.join(choices)}, not {value!r}")
-            elif value is not None or f.default is not None:
+            elif value is not f.default:
                 kinds = (int,) if "int" in str(f.type) else (int, float)
                 if type(value) not in kinds or not low <= value <= high:     # type(): a bool is no number
-                    raise ValueError(f"{f.name} is a {'whole ' if kinds == (int,) else ''}number "
-                                     f"from {low} to {high}, not {value!r}")
+                    kind = "number" if float in kinds else "whole number"
+                    raise ValueError(f"{f.name} is a {kind} from {low} to {high}, not {value!r}")
 
 
 class Step(NamedTuple):
-    """One denoising step, after one call of the network. All tensors are on the CPU, B rows of T
-    positions."""
+    """One denoising step, after one call of the network: B rows of T positions, on the CPU."""
     step: int                   # 1 .. of
     of: int                     # steps planned; an adaptive run may end earlier
     tokens: Tensor              # (B, T) int64, [MASK] where undecided
@@ -502,84 +463,69 @@ class Step(NamedTuple):
     draft: Tensor
     # (B, T) float32: p(draft) where undecided, p(token) when it was decided, 1 where it was given
     confidence: Tensor
-    choices: Tensor             # (B, T, A) int64: the likeliest tokens where the network looked, else 0
-    chances: Tensor             # (B, T, A) float32: their probabilities, else 0
+    choices: Tensor             # (B, T, A) int64: the likeliest tokens where the network looked, else 0,
+    chances: Tensor             # and their probabilities
 
 
 @torch.no_grad()
 def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampling | None = None, *,
-            alternatives: int = 5, bar: tuple[Tensor, Tensor] | None = None) -> Iterator[Step]:
-    """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network;
-    everything else stays as it is.
+            bar: tuple[Tensor, Tensor] | None = None) -> Iterator[Step]:
+    """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network.
 
     The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2): at each step the network
     predicts every mask, tokens are drawn for all of them, and those at the positions that `order`
-    puts first stay. `steps` calls, or as many as there are masks if those are fewer; adaptive runs
-    (`threshold`, `entropy_bound`) end when nothing is masked. Rows longer than the model's context,
-    or any row if `block_size` is given, are filled left to right in blocks of that many positions,
-    each with `steps` of its own. The causal twin fills one position a step, left to right: order
-    and budget mean nothing to it.
+    puts first stay. Rows longer than the model's context are filled left to right in blocks, each
+    with `steps` of its own. The causal twin fills one position a step, left to right.
 
-    `bar` is (where (B, T), tokens (n_text,)), both bool: where the first holds, tokens of the
-    second are never drawn. Rows may be padded with [PAD] on the right; seeds (B,): a row's text
-    depends on its own seed and not on the rows beside it. Leaves the model in eval mode. ValueError
-    for impossible settings.
+    `bar` is (where (B, T), tokens (n_text,)), both bool: where the first holds, tokens of the second
+    are never drawn. Rows may be padded with [PAD] on the right; seeds (B,): a row's text does not
+    depend on the rows beside it. Leaves the model in eval mode. ValueError for impossible settings.
     """
-    how, config = how or Sampling(), model.config
-    if how.block_size and how.block_size > config.block_size:
-        raise ValueError(f"block_size is at most the model's context of {config.block_size} tokens, "
-                         f"not {how.block_size}")
+    how, context = how or Sampling(), model.config.block_size
+    if (how.block_size or 0) > context:
+        raise ValueError(f"block_size={how.block_size} exceeds the model's context of {context} tokens")
     if len(seeds) != len(tokens) or not all(0 <= seed < 2**63 for seed in seeds):
         raise ValueError("sampling needs a seed for each row, a whole number from 0 to 2^63 - 1")
     model.eval()
-    canvas = Canvas.of(tokens, seeds, how, config)
+    canvas = Canvas(tokens, seeds, how, model.config)
     for number in range(1, canvas.calls + 1):
-        rows = canvas.rows_at_work(how)
+        rows = canvas.rows_at_work()
         if len(rows) == 0:
             return
-        window, where = reading_window(canvas, rows, config)
-        guess = predict(model, canvas, rows, window, where, how, bar, alternatives)
-        back = how_many_back(canvas, rows, how)
-        chosen = choose(canvas, rows, where, guess, back, how)
-        yield commit(canvas, guess, chosen, take_back(canvas, rows, back), number, alternatives)
+        guess = predict(model, canvas, rows, bar)
+        taken = take_back(canvas, rows)
+        chosen = choose(canvas, rows, guess, taken)
+        yield commit(canvas, guess, chosen, taken, number)
 
 
-@dataclass
 class Canvas:
     """Rows on their way from masks to text, B of them with T positions, and how far each has come."""
-    tokens: Tensor              # (B, T) int64
-    given: Tensor               # (B, T) bool: not to be filled
-    confidence: Tensor          # (B, T) float32, as in Step
-    generators: list[torch.Generator]
-    blocks: list[list]          # of each row, those that are still to come; see plan_blocks
-    calls: int                  # of the network that all of it may take
-    causal: bool
-    mask_id: int
-    current: Tensor             # (B, T) bool: what the block at hand has to fill, decided or not
-    left: Tensor                # (B,) int64: the first column that the network reads,
-    masks: Tensor               # how many masks the block had at first,
-    step: Tensor                # and its step
 
-    @classmethod
-    def of(cls, tokens: Tensor, seeds: list[int], how: Sampling, config: Config) -> "Canvas":
-        tokens = tokens.cpu().clone()
+    def __init__(self, tokens: Tensor, seeds: list[int], how: Sampling, config: Config):
+        self.how, self.config = how, config
+        self.tokens = tokens.cpu().clone()              # (B, T) int64
+        self.given = self.tokens != config.mask_id      # (B, T) bool: not to be filled
+        self.confidence = self.given.float()            # (B, T), as in Step
         # the same text from every seed
         greedy = how.temperature == 0 and how.order != "random"
-        generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
-        given, length = tokens != config.mask_id, (tokens != config.pad_id).sum(1)
-        blocks = [plan_blocks(~row[:n], config.block_size, how.block_size) for row, n in zip(given, length)]
+        self.generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
+        # of each row, those that are still to come
+        self.blocks = [plan_blocks(~given[:length], config.block_size, how.block_size)
+                       for given, length in zip(self.given, (self.tokens != config.pad_id).sum(1))]
         most = 10**9 if config.causal else how.steps
-        calls = [sum(min(most, masks) for *_, masks in row) for row in blocks]
-        left, masks, step = (torch.zeros(len(tokens), dtype=torch.long) for _ in range(3))
-        return cls(tokens, given, given.float(), generators, blocks, max(calls, default=0), config.causal,
-                   config.mask_id, torch.zeros_like(given), left, masks, step)
+        calls = [sum(min(most, masks) for *_, masks in row) for row in self.blocks]
+        self.calls = max(calls, default=0)              # of the network that all of it may take
+        # (B, T) bool: what the block at hand has to fill, decided or not
+        self.current = torch.zeros_like(self.given)
+        # (B,) int64 of it: the first column that the network reads, how many masks it had at first, its step
+        self.left, self.masks, self.step = torch.zeros(3, len(tokens), dtype=torch.long)
 
     @property
     def masked(self) -> Tensor:
         """(B, T) bool: what the blocks at hand still have to fill."""
-        return self.current & (self.tokens == self.mask_id)
+        return self.current & (self.tokens == self.config.mask_id)
 
-    def rows_at_work(self, how: Sampling) -> Tensor:
+    def rows_at_work(self) -> Tensor:
         """(A,) the rows that are not finished, each with its next block begun where one was done."""
         for b in (~self.masked.any(1)).nonzero()[:, 0].tolist():
             if self.blocks[b]:
@@ -590,16 +536,30 @@ class Canvas:
         self.step[rows] += 1
         return rows
 
-    def left_after(self, rows: Tensor, how: Sampling) -> Tensor:
-        """(A,) how many masks the schedule leaves in each row's block after this step."""
-        steps = self.masks[rows] if self.causal else self.masks[rows].clamp(max=how.steps)
-        return mask_schedule(self.masks[rows], self.step[rows], steps, how.schedule)
+    def left_after(self, rows: Tensor) -> Tensor:
+        """(A,) how many masks the schedule leaves in each row's block after this step: a straight line, or
+        MaskGIT's cosine (2202.04200, sec. 3.3), which decides few tokens first."""
+        masks = self.masks[rows]
+        done = self.step[rows].double() / masks.clamp(max=self.how.steps)
+        left = 1 - done if self.how.schedule == "linear" else (math.pi / 2 * done).cos()
+        return (masks * left + 1e-6).floor().long()
+
+    def reading_window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The columns that the network reads of each row (A, W), and which of them it decides about, bool."""
+        window = self.left[rows, None] + torch.arange(min(self.tokens.shape[1], self.config.block_size))
+        where = self.masked[rows[:, None], window]
+        # the next one; those right of it would be read off [MASK]s
+        if self.config.causal:
+            where &= where.cumsum(1) == 1
+            width = int(where.any(0).nonzero().max()) + 1
+            window, where = window[:, :width], where[:, :width]
+        return window, where
 
 
 def plan_blocks(masked: Tensor, context: int, block_size: int | None) -> list[tuple[int, int, int, int]]:
-    """(start, stop, left, masks) of the blocks in which a row is filled: block_size columns from
-    the first mask of (T,) bool not in a block yet, all that is left if the row fits the context,
-    else half a context. The network reads `context` columns from `left`."""
+    """(start, stop, left, masks) of the blocks in which a row, masked (T,) bool, is filled: block_size
+    columns from the first mask not in a block yet; by default all if the row fits the context, else half a
+    context. The network reads `context` columns from `left`."""
     length = len(masked)
     size = block_size or (length if length <= context else max(context // 2, 1))
     todo, blocks = masked.nonzero()[:, 0].tolist(), []
@@ -614,29 +574,10 @@ def plan_blocks(masked: Tensor, context: int, block_size: int | None) -> list[tu
     return blocks
 
 
-def mask_schedule(masks: Tensor, step: Tensor, steps: Tensor, schedule: str) -> Tensor:
-    """How many of `masks` remain after `step` of `steps`, (B,) each: a straight line, or MaskGIT's
-    cosine (2202.04200, sec. 3.3), which decides few tokens first."""
-    done = step.double() / steps
-    return (masks * (1 - done if schedule == "linear" else (math.pi / 2 * done).cos()) + 1e-6).floor().long()
-
-
-def reading_window(canvas: Canvas, rows: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """The columns that the network reads of each row (A, W), and which of them it decides about (A,
-    W) bool."""
-    window = canvas.left[rows, None] + torch.arange(min(canvas.tokens.shape[1], config.block_size))
-    where = canvas.masked[rows[:, None], window]
-    # the next one; those right of it would be read off [MASK]s
-    if config.causal:
-        where &= where.cumsum(1) == 1
-        width = int(where.any(0).nonzero().max()) + 1
-        window, where = window[:, :width], where[:, :width]
-    return window, where
-
-
 class Guess(NamedTuple):
-    """What the network predicts at M undecided positions, row by row, and what was drawn there."""
-    row: Tensor                 # (M,) where it is
+    """What the network predicts at M undecided positions, and what was drawn there."""
+    where: Tensor               # (A, W) bool: the M of what it read of the rows at work
+    row: Tensor                 # (M,) and of the canvas
     column: Tensor
     ids: Tensor                 # (M, K) the likeliest tokens, best first
     chances: Tensor             # (M, K) their probabilities
@@ -646,40 +587,35 @@ class Guess(NamedTuple):
     tie: Tensor                 # (M,) float64: chance, to decide between equals
 
 
-def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, window: Tensor, where: Tensor,
-            how: Sampling, bar: tuple[Tensor, Tensor] | None, alternatives: int) -> Guess:
+def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, bar: tuple[Tensor, Tensor] | None) -> Guess:
     """One call of the network, and a token drawn for every position that it decides about."""
-    n_text = model.config.n_text
+    how, n_text = canvas.how, model.config.n_text
+    window, where = canvas.reading_window(rows)
     a, w = where.nonzero(as_tuple=True)
-    row, column, counts = rows[a], window[a, w], where.sum(1)
+    row, column = rows[a], window[a, w]
     logits = model(canvas.tokens[rows[:, None], window].to(model.device), where.to(model.device)).float()
     if bar is not None:
         logits[(bar[0][row, column][:, None] & bar[1]).to(logits.device)] = -torch.inf
     # (M, n_text)
     log_p = penalise(logits, row, canvas.tokens, how.repetition_penalty).log_softmax(1)
     candidates = min(how.top_k or n_text, n_text)
-    top_log_p, top_ids = (x.cpu() for x in log_p.topk(min(max(candidates, alternatives, 2), n_text)))
+    top_log_p, top_ids = (x.cpu() for x in log_p.topk(min(max(candidates, ALTERNATIVES), n_text)))
     # a row's generator, and how many positions it serves
-    own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), counts.tolist())]
+    own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), where.sum(1).tolist())]
     noise = torch.cat([gumbel((n, candidates), g) for g, n in own]) if how.temperature else None
     pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
-    # Where a row is all masks, every position has the same chances, and rounding errors would
-    # choose: chance decides between equals.
+    # where a row is all masks, every position has the same chances, and rounding errors would choose
     tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
     entropy = None
     if how.order == "entropy" or how.entropy_bound is not None:
         entropy = torch.special.entr(log_p.exp()).sum(1).cpu() - tie
     drawn, log_drawn = (x.gather(1, pick)[:, 0] for x in (top_ids, top_log_p))
-    return Guess(row, column, top_ids, top_log_p.exp(), drawn, log_drawn.exp(), entropy, tie)
+    return Guess(where, row, column, top_ids, top_log_p.exp(), drawn, log_drawn.exp(), entropy, tie)
 
 
 def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) -> Tensor:
-    """Which of K candidates, likeliest first, is drawn at each of M positions: (M,) int64. log_p
-    and Gumbel `noise` are (M, K).
-
-    Temperature first, then top-p; the candidate that crosses top_p stays. Gumbel-max in float64,
-    see `gumbel`; temperature 0 takes the first.
-    """
+    """(M,) int64: which of K candidates, likeliest first, is drawn at each of M positions; log_p and Gumbel
+    `noise` (M, K). Temperature first, then top-p; the candidate that crosses top_p stays."""
     if temperature == 0:
         return torch.zeros(len(log_p), dtype=torch.long)
     scaled = log_p.double() / temperature
@@ -688,15 +624,15 @@ def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) 
 
 
 def gumbel(shape, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise in float64: float32 truncates its upper tail and so lowers the
-    temperature unasked (Zheng et al., 2409.02908)."""
+    """Standard Gumbel noise in float64: float32 cuts off its upper tail, which lowers the temperature (Zheng
+    et al., 2409.02908)."""
     u = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=1e-300)
     return -(-u.log()).log()
 
 
 def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float) -> Tensor:
-    """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T); those of tokens already
-    in the row made smaller by the factor `penalty` (Keskar et al., 1909.05858, sec. 4.1)."""
+    """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T), smaller by the factor `penalty`
+    for tokens that the row has already (Keskar et al., 1909.05858, sec. 4.1)."""
     if penalty == 1:
         return logits
     seen = torch.zeros(len(tokens), logits.shape[1] + SPECIALS, dtype=torch.bool).scatter_(1, tokens, True)
@@ -704,78 +640,68 @@ def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float) -> Ten
     return torch.where(seen[row, :-SPECIALS].to(logits.device), smaller, logits)
 
 
-def choose(canvas: Canvas, rows: Tensor, where: Tensor, guess: Guess, back: Tensor, how: Sampling) -> Tensor:
+def choose(canvas: Canvas, rows: Tensor, guess: Guess, taken: Tensor) -> Tensor:
     """(M,) bool: the positions decided in this step, those that `order` puts first: the largest
     margin p1 - p2 (Kim et al., 2502.06768), the highest p(drawn token), the lowest entropy, or any.
-    As many as the schedule says, and one for each that is taken `back`; beyond that, every position
+    As many as the schedule says, and one for each that is `taken` back; beyond that, every position
     whose drawn token is likelier than `threshold`, and as many as keep the summed entropy, less the
     largest, within `entropy_bound` (Ben-Hamu et al., 2505.24857)."""
-    a, w = where.nonzero(as_tuple=True)
-    counts = where.sum(1)
+    how, where = canvas.how, guess.where
     score = {"margin": lambda: guess.chances[:, 0] - guess.chances[:, 1] + guess.tie,
              "confidence": lambda: guess.p_drawn + guess.tie,
              "entropy": lambda: -guess.entropy,
              "random": lambda: guess.tie}[how.order]()
     score = spread(where, score, -torch.inf)
-    count = counts if canvas.causal else (counts + back - canvas.left_after(rows, how)).clamp(min=1)
-    if not canvas.causal and (how.threshold is not None or how.entropy_bound is not None):
-        sure = torch.zeros_like(where)
-        if how.threshold is not None:
-            sure[a, w] = guess.p_drawn > how.threshold
-        if how.entropy_bound is not None:
-            ascending, index = spread(where, guess.entropy, torch.inf).sort(1)
-            within = (ascending.cumsum(1) - ascending <= how.entropy_bound) & ascending.isfinite()
-            sure |= torch.zeros_like(where).scatter_(1, index, within)
-        # the sure ones first: no score is near 100
-        score, count = score + 100 * sure, count.maximum(sure.sum(1))
-    return ranks(score)[a, w] < count[a]
+    count = (where.sum(1) + taken[rows].sum(1) - canvas.left_after(rows)).clamp(min=1)
+    sure = torch.zeros_like(where)
+    if how.threshold is not None:
+        sure[where] = guess.p_drawn > how.threshold
+    if how.entropy_bound is not None:
+        ascending, index = spread(where, guess.entropy, torch.inf).sort(1)
+        within = (ascending.cumsum(1) - ascending <= how.entropy_bound) & ascending.isfinite()
+        sure |= torch.zeros_like(where).scatter_(1, index, within)
+    # the sure ones first: no score is near 100
+    return (ranks(score + 100 * sure) < count.maximum(sure.sum(1))[:, None])[where]
 
 
-def how_many_back(canvas: Canvas, rows: Tensor, how: Sampling) -> Tensor:
-    """(A,) how many decided tokens of each block are taken back in this step, in exchange for as
-    many others: about the share `remask`."""
-    if not how.remask or canvas.causal:
-        return torch.zeros(len(rows), dtype=torch.long)
-    decided = (canvas.current & ~canvas.masked)[rows].sum(1)
-    rounding = torch.stack([torch.rand((), generator=canvas.generators[b]) for b in rows.tolist()])
-    return (how.remask * decided + rounding).long().minimum(canvas.left_after(rows, how))
-
-
-def take_back(canvas: Canvas, rows: Tensor, back: Tensor) -> Tensor:
-    """(B, T) bool: the `back` (A,) decided tokens of each row that are masked again, the less
-    confident the likelier (after ReMDM, Wang et al., 2503.00307): without replacement, in
-    proportion to 1 - confidence, by Gumbel-top-k."""
-    taken = torch.zeros_like(canvas.given)
+def take_back(canvas: Canvas, rows: Tensor) -> Tensor:
+    """(B, T) bool: decided tokens that are masked again in exchange for as many others: about the share
+    `remask` of each block, the less confident the likelier (after ReMDM, Wang et al., 2503.00307), without
+    replacement, in proportion to 1 - confidence, by Gumbel-top-k."""
+    taken, how = torch.zeros_like(canvas.given), canvas.how
+    if not how.remask or canvas.config.causal:
+        return taken
     decided = canvas.current & ~canvas.masked
-    for b, count in zip(rows.tolist(), back.tolist()):
+    for b, left in zip(rows.tolist(), canvas.left_after(rows)):
+        generator, here = canvas.generators[b], decided[b]
+        rounding = torch.rand((), generator=generator)
+        count = (how.remask * here.sum() + rounding).long().minimum(left)
         if count:
-            unsure = 1 - canvas.confidence[b, decided[b]].double()
-            doubt = torch.full(decided[b].shape, -torch.inf, dtype=torch.float64)
-            doubt[decided[b]] = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, canvas.generators[b])
+            unsure = 1 - canvas.confidence[b, here].double()
+            doubt = torch.full(here.shape, -torch.inf, dtype=torch.float64)
+            doubt[here] = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, generator)
             taken[b] = ranks(doubt[None])[0] < count
     return taken
 
 
-def commit(canvas: Canvas, guess: Guess, chosen: Tensor, taken: Tensor, number: int,
-           alternatives: int) -> Step:
+def commit(canvas: Canvas, guess: Guess, chosen: Tensor, taken: Tensor, number: int) -> Step:
     """Write this step's tokens into the canvas, and tell what happened."""
-    row, column = guess.row, guess.column
+    looked, here = (guess.row, guess.column), (guess.row[chosen], guess.column[chosen])
     draft, revealed = canvas.tokens.clone(), torch.zeros_like(canvas.given)
-    canvas.tokens[taken] = canvas.mask_id
-    draft[row, column], canvas.confidence[row, column] = guess.ids[:, 0], guess.chances[:, 0]
-    here = row[chosen], column[chosen]
+    canvas.tokens[taken] = canvas.config.mask_id
+    draft[looked], canvas.confidence[looked] = guess.ids[:, 0], guess.chances[:, 0]
     canvas.tokens[here], canvas.confidence[here] = guess.drawn[chosen], guess.p_drawn[chosen]
     revealed[here] = True
-    shown = min(alternatives, guess.ids.shape[1])
-    choices = torch.zeros(*canvas.tokens.shape, shown, dtype=torch.long)
+    shown = min(ALTERNATIVES, guess.ids.shape[1])
+    choices = torch.zeros(*draft.shape, shown, dtype=torch.long)
     chances = torch.zeros(choices.shape)
-    choices[row, column], chances[row, column] = guess.ids[:, :shown], guess.chances[:, :shown]
+    choices[looked], chances[looked] = guess.ids[:, :shown], guess.chances[:, :shown]
     return Step(number, canvas.calls, canvas.tokens.clone(), revealed, taken, draft,
                 canvas.confidence.clone(), choices, chances)
 
 
 def spread(where: Tensor, values: Tensor, empty: float) -> Tensor:
-    """values (M,) at the places of where (A, W) bool, `empty` elsewhere: (A, W) float64."""
+    """(A, W) float64: values (M,) at the places of where (A, W) bool, `empty` elsewhere."""
     return torch.full(where.shape, empty, dtype=torch.float64).masked_scatter(where, values.double())
 
 
@@ -787,8 +713,7 @@ def ranks(score: Tensor) -> Tensor:
 # ---- sizes ---------------------------------------------------------------------------------------
 
 def count_parameters(config: Config) -> dict[str, int]:
-    """Parameters by component; `total` equals sum(p.numel()). The embedding is also the output
-    layer and counts once."""
+    """Parameters by component, and their `total`. The embedding is also the output layer and counts once."""
     d, h, n = config.n_embd, config.mlp_width, config.n_layer
     parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h,
              "convolution": n * config.conv * d, "norms": (2 * n + 1) * d}
@@ -796,72 +721,65 @@ def count_parameters(config: Config) -> dict[str, int]:
 
 
 def training_flops(config: Config, tokens: int, predicted: int, length: int) -> int:
-    """Floating-point operations to train on `tokens` tokens in sequences of `length`, with logits
-    at `predicted` of them.
-
-    6 per token and matrix parameter, plus attention's 12·layers·width·length per token (PaLM,
-    2204.02311, app. B). Recomputation by gradient checkpointing is not counted: it is work, but not
-    the model's.
-    """
+    """Floating-point operations to train on `tokens` tokens in sequences of `length`, with logits at
+    `predicted` of them: 6 per token and matrix parameter, plus attention's 12·layers·width·length per token
+    (PaLM, 2204.02311, app. B). Recomputation by gradient checkpointing is not the model's work."""
     parts = count_parameters(config)
     attention = 12 * config.n_layer * config.n_embd * length // (2 if config.causal else 1)
     inside = parts["attention"] + parts["mlp"] + parts["convolution"]
     return tokens * (6 * inside + attention) + predicted * 6 * config.n_text * config.n_embd
 
 
-def layer_bytes(config: Config, bytes_per_value: int, fused: bool) -> int:
-    """Bytes per token that backward keeps of one layer."""
-    d, h, half = config.n_embd, config.mlp_width, bytes_per_value
+def layer_bytes(config: Config, size: int, fused: bool) -> int:
+    """Bytes per token that backward keeps of one layer, in values of `size` bytes."""
+    d = config.n_embd
     # the inputs of both norms; where they are not fused, also what they give before their weight
     norms = 2 * 4 * d * (1 if fused else 2)
     # q and k in float32 for theirs
-    norms += 2 * 4 * d if half == 2 else 0
-    # the inputs of qkv and gate_up
-    normalised = 2 * half * d
-    # qkv, q and k normed and turned, what attention gives
-    attention = half * (3 * d + 2 * d + d)
+    norms += 2 * 4 * d if size == 2 else 0
+    # the inputs of qkv and gate_up; qkv, q and k normed and turned, what attention gives
+    attention = size * (2 * d + 3 * d + 2 * d + d)
     # gate and up, silu(gate), the product
-    swiglu = half * 4 * h
+    swiglu = size * 4 * config.mlp_width
     # its masks: a byte for each value, or of the values' own type
-    dropout = 2 * d * (1 if fused else half) if config.dropout else 0
+    dropout = 2 * d * (1 if fused else size) if config.dropout else 0
     # its input, padded
     convolution = 4 * d if config.conv else 0
-    return norms + normalised + convolution + attention + swiglu + dropout
+    return norms + convolution + attention + swiglu + dropout
 
 
-def estimate_memory(config: Config, batch_size: int, length: int | None = None, bytes_per_value: int = 2,
-                    checkpointing: bool = False, ema: bool = False, fused: bool = True,
-                    masked: float = 0.5, teacher: Config | None = None) -> dict:
-    """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of `length` tokens, a share
+def estimate_memory(config: Config, batch_size: int, bytes_per_value: int = 2, checkpointing: bool = False,
+                    ema: bool = False, fused: bool = True, masked: float = 0.5,
+                    teacher: Config | None = None) -> dict:
+    """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of block_size tokens, a share
     `masked` of them hidden, and of sampling one such row; `fused`: as on a GPU, not on a CPU.
 
-    Counts tensors, as torch's profiler does: float32 weights, gradients and two moments, the 16-bit copies
-    that autocast keeps, what backward needs of each layer, and the larger of its two summits. The program
-    itself and what an allocator leaves unused take some hundred MB on top, which fits_8gb_gpu leaves room
-    for.
+    Counts tensors: float32 weights, gradients and two moments, the 16-bit copies that autocast keeps, what
+    backward needs of each layer, and the larger of its two summits. The program and what an allocator
+    leaves unused take some hundred MB more, for which fits_8gb_gpu leaves room.
     """
-    d, tokens = config.n_embd, batch_size * (length or config.block_size)
+    d, tokens = config.n_embd, batch_size * config.block_size
     total, layer = count_parameters(config)["total"], layer_bytes(config, bytes_per_value, fused)
     states = total * (16 + (4 if ema else 0) + (2 if bytes_per_value == 2 else 0))
     layers = tokens * config.n_layer * (4 * d if checkpointing else layer)
     predicted = tokens if config.causal else int(tokens * masked)
-    # log p with the gradients of it and of the logits; the last norm's input, inside and output
+    # log p, its gradients and the logits'; the last norm's input, inside and output
     logits = predicted * 12 * (config.n_text + d)
     if teacher:     # its weights, its predictions, and their product with log p
         states += 4 * count_parameters(teacher)["total"]
         logits += predicted * 8 * config.n_text
-    # the last layer's turn: gradients of gate and up, the embedding's from the logits, the layer made anew
+    # the last layer's turn: gradients of gate and up, and the layer made anew; then the embedding's
     last = tokens * (2 * bytes_per_value * config.mlp_width + (layer if checkpointing else 0))
     # cuBLAS's, of the thread that goes forward and of the one that goes back
     workspaces = 2 * 2 ** 25 if fused else 0
     training = states + layers + workspaces + max(logits, last + 4 * config.vocab_size * d)
-    inference = total * 4 + (length or config.block_size) * (layer + 12 * config.n_text)
+    inference = total * 4 + config.block_size * (layer + 12 * config.n_text)
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 
 
 def pick_device(name: str = "auto", local: int = 0) -> torch.device:
-    """The device called `name`; "auto": the GPU number `local` of those there are, else Apple's,
-    else the CPU. ValueError where it is not to be had."""
+    """The device called `name`; "auto" or "": the GPU number `local` of those there are, else Apple's, else
+    the CPU. ValueError where it is not to be had."""
     if name in ("auto", ""):
         name = "cpu"
         if torch.cuda.is_available():
@@ -877,8 +795,7 @@ def pick_device(name: str = "auto", local: int = 0) -> torch.device:
 
 
 def peak_memory_gb(where: torch.device) -> float | None:
-    """Peak memory so far in GB (1e9 bytes): the GPU's allocations, or this process's resident set;
-    None on Windows."""
+    """Peak memory so far in GB (1e9 bytes): the GPU's allocations, or this process's; None on Windows."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where) / 1e9
     try:
@@ -892,92 +809,68 @@ def peak_memory_gb(where: torch.device) -> float | None:
 def set_up_cpu(config: Config) -> None:
     """Threads and memory for work on a CPU; call it before tensors are made.
 
-    One thread for a model under 10M parameters: two cores make a step of so small a model a third
-    faster while nothing else runs, and many times slower when something does, for they wait for
-    each other at every product. OMP_NUM_THREADS overrules it. Freed memory stays with the process:
-    a full-size model's activations, given back to the system and fetched again page by page at every
-    layer, cost a third of its training time.
+    Under 10M parameters one thread, unless OMP_NUM_THREADS is given: two make a step a third faster where
+    nothing else runs, and many times slower where something does, for they wait for each other at every
+    product. Freed memory stays with the process: given back, and fetched again page by page at every layer,
+    it costs a full-size model a third of its training time.
     """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        # absent from musl
-        if hasattr(libc, "mallopt"):
-            # M_TRIM_THRESHOLD: never shrink the heap
-            libc.mallopt(-1, -1)
-            # M_MMAP_MAX: all from the heap, whatever its size
-            libc.mallopt(-4, 0)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):            # not in musl
+        libc.mallopt(-1, -1)                # M_TRIM_THRESHOLD: never shrink the heap
+        libc.mallopt(-4, 0)                 # M_MMAP_MAX: all from the heap, whatever its size
     if count_parameters(config)["total"] < 10e6 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
 
-def save_checkpoint(path: str, checkpoint: dict) -> None:
-    """Write aside, flush to disk, rename: whoever reads `path` finds the old checkpoint or the new
-    one, never half of one."""
-    aside = f"{path}.writing"
-    with open(aside, "wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def load_checkpoint(path: str, device: str | torch.device = "cpu") -> dict:
-    """The dict that save_checkpoint wrote, or that stands in a folder of `sample.py --save_model`.
-    FileNotFoundError or ValueError says in one line what is wrong with the file."""
-    folder = os.path.dirname(path) or "."
+def load_checkpoint(path: str) -> dict:
+    """What a .pt file holds, or a folder of `sample.py --save_model`. FileNotFoundError or ValueError says in
+    one line what is wrong with it."""
     if not os.path.exists(path):
-        earlier = glob.glob(f"{glob.escape(folder)}/previous*/best.pt")
+        earlier = list(Path(path).parent.glob("previous*/best.pt"))
         also = f"; there is {max(earlier, key=os.path.getmtime)} of an earlier run" if earlier else ""
         raise FileNotFoundError(f"no checkpoint at {path}: train one first with python train.py{also}")
     if os.path.exists(f"{path}/best.pt"):
         raise ValueError(f"{path} is the folder of a run: its model is {path}/best.pt")
     try:
         if os.path.isdir(path):
-            checkpoint = load_folder(path, device)
+            checkpoint = load_folder(Path(path))
         else:
             with zipfile.ZipFile(path) as file:
-                # the sums of its parts, which torch writes and does not look at
+                # the checksums of its parts, at which torch does not look
                 if part := file.testzip():
                     raise zipfile.BadZipFile(part)
-            checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        # What a damaged file makes torch raise is of many kinds; pickle's own is for what is not plain data.
-        told = "holds something other than tensors and plain values"
-        if type(error).__name__ != "UnpicklingError":
-            told = f"is torn ({type(error).__name__})"
-        raise ValueError(f"{path} {told}, or is not a checkpoint of this program") from error
-    if not isinstance(checkpoint, dict) or not {"model", "config", "tokenizer"} <= checkpoint.keys():
-        raise ValueError(f"{path} is not a checkpoint of this program: it lacks the model, its config "
-                         "or the tokenizer")
-    if not isinstance(checkpoint.get("training", {}), dict):
-        raise ValueError(f"{path} is not a checkpoint of this program: it does not say how it was trained")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged file makes torch raise is of many kinds
+        raise ValueError(f"{path} is torn ({type(error).__name__}), holds more than tensors and plain "
+                         "values, or is not a checkpoint of this program") from error
+    if not (isinstance(checkpoint, dict) and {"model", "config", "tokenizer"} <= checkpoint.keys()
+            and isinstance(checkpoint.get("training", {}), dict)):
+        raise ValueError(f"{path} is not a checkpoint of this program: it lacks the model, its config, the "
+                         "tokenizer or how it was trained")
     return checkpoint
 
 
-def load_folder(path: str, device: str | torch.device) -> dict:
+def load_folder(path: Path) -> dict:
     """A checkpoint's model, config and tokenizer from safetensors and JSON."""
     from safetensors.torch import load_file  # needed here alone
-    with open(f"{path}/config.json", encoding="utf-8") as file:
-        described = json.load(file)
-    with open(f"{path}/tokenizer.json", encoding="utf-8") as file:
-        tokenizer = json.load(file)
-    return described | {"tokenizer": tokenizer, "model": load_file(f"{path}/model.safetensors", str(device))}
+    described, tokenizer = (json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
+                            for name in ("config", "tokenizer"))
+    return described | {"tokenizer": tokenizer, "model": load_file(path / "model.safetensors")}
 
 
-def load_model(path: str, device: str | torch.device = "cpu") -> tuple[DiffusionModel, dict]:
-    """(model in eval mode on `device`, the whole checkpoint). Errors as in load_checkpoint."""
-    checkpoint = load_checkpoint(path, device)
+def load_model(path: str) -> tuple[DiffusionModel, dict]:
+    """(model in eval mode on the CPU, the whole checkpoint). Errors as in load_checkpoint."""
+    checkpoint = load_checkpoint(path)
     try:
         model = DiffusionModel(Config(**checkpoint["config"]))
         model.load_state_dict(checkpoint["model"])
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this version's model: {error}") from error
-    return model.to(device).eval(), checkpoint
+    return model.eval(), checkpoint
 
 
 def checkpoint_of(model: DiffusionModel, tokenizer: dict, **more) -> dict:
-    """What every checkpoint holds, so that a lone .pt can be sampled: weights, config, tokenizer;
-    and whatever else its writer needs."""
+    """What every checkpoint holds, so that a lone .pt can be sampled, and `more`."""
     return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": tokenizer} | more

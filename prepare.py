@@ -4,9 +4,9 @@
     python prepare.py novel.epub --tokenizer=gpt2 --title="A Novel"
     python prepare.py https://www.gutenberg.org/cache/epub/84/pg84.txt --show_extremes=5
 
-The way: reading.py's clean text -> cut into sentences -> split: parts are held out before anything is learned
--> a vocabulary -> score -> choose_stages: I simple and typical sentences, II pairs of linked sentences, III
-the whole training text -> describe and advice -> save, report.
+reading.py's clean text -> cut into sentences -> split: parts are held out before anything is learned -> a
+vocabulary -> score -> choose_stages: I simple and typical sentences, II pairs of linked ones, III the whole
+training text -> describe and advice -> save, report.
 """
 import functools
 import importlib.util
@@ -79,7 +79,7 @@ def gpt2_ranks():
 
 
 def encoding_of(ranks, whole):
-    """A tiktoken Encoding with these merges within GPT-2's words; whole: tokens cut out before any merge."""
+    """A tiktoken Encoding with these merges in GPT-2's words; whole: tokens cut out before any merge."""
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
     return tiktoken.Encoding("book", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={
@@ -97,7 +97,7 @@ class Tokenizer:
     tokens: list of bytes, by id, all 256 single ones among them; the last three ids are [MASK], [PAD] and
     [SEP] (in `special`), to which no text encodes and which decode to b"". kind "book": a BPE of its own, in
     order of rank. kind "gpt2": what was not kept of GPT-2 is split into the two that its BPE made it from,
-    down to bytes. The blank line, and characters that GPT-2 tears apart, are one token. Only encoding needs
+    down to bytes; characters that GPT-2 tears apart are one token. So is a blank line. Only encoding needs
     tiktoken.
     """
 
@@ -107,7 +107,7 @@ class Tokenizer:
         self.special = {name: len(tokens) + i for i, name in enumerate(SPECIAL)}
         self.vocab_size = len(self.tokens)
         self._id = {token: i for i, token in enumerate(tokens)}
-        self._pieces = {}                       # id in the full encoding -> ids here, filled as they are met
+        self._pieces = {}  # id in the full encoding -> ids here, of those met so far
 
     @functools.cached_property
     def _encoding(self):
@@ -128,11 +128,11 @@ class Tokenizer:
         return b"".join([self.tokens[i] for i in ids])
 
     def decode(self, ids, errors="replace"):
-        """ids -> str, with U+FFFD (or, to "ignore", nothing) where they make no character."""
+        """ids -> str, with U+FFFD (errors="ignore": nothing) where they make no character."""
         return self.decode_bytes(ids).decode("utf-8", errors)
 
     def to_dict(self):
-        """Everything, for JSON; bytes as latin-1."""
+        """For JSON; bytes as latin-1."""
         return {"kind": self.kind, "vocab_size": self.vocab_size, "special": self.special,
                 "tokens": [token.decode("latin-1") for token in self.tokens]}
 
@@ -148,15 +148,15 @@ class Tokenizer:
         if token in self._id:
             return [self._id[token]]
         parts, ranks = [token[i:i + 1] for i in range(len(token))], gpt2_ranks()
-        while len(parts) > 2:                   # to the two that GPT-2's BPE merges last
+        while len(parts) > 2:  # to the two that GPT-2's BPE merges last
             i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], GPT2_SIZE))
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
         return [i for part in parts for i in self._split(part)]
 
 
 def compressed_vocabulary(texts):
-    """All bytes and the blank line, then GPT-2's tokens, and characters that it has none for, the most
-    frequent in `texts` first, until `target_coverage` is reached, none rarer than `min_count`."""
+    """All bytes and the blank line; of GPT-2's tokens, and characters that it has none for, the most frequent
+    in `texts`, until `target_coverage` is reached, none rarer than `min_count`."""
     ranks, gpt2 = gpt2_ranks(), gpt2_encoding()
     found = {match for text in texts for match in re.findall(r" ?[^\x00-\x7f]", text)}
     found |= {match[-1] for match in found}
@@ -185,7 +185,7 @@ def book_vocabulary(texts, size):
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False,
                                                        initial_alphabet=alphabet))
-    unseen = itertools.count(256)               # GPT-2 writes bytes that cannot be seen as U+0100 and on
+    unseen = itertools.count(256)  # GPT-2 writes bytes that cannot be seen as U+0100 and on
     byte = {chr(b) if chr(b) in alphabet else chr(next(unseen)): b for b in range(256)}
     ranks = bpe.get_vocab()
     tokens = [bytes(byte[character] for character in token) for token in sorted(ranks, key=ranks.get)]
@@ -196,15 +196,15 @@ def book_vocabulary(texts, size):
 
 @dataclass
 class Piece:
-    """A sentence or heading, text[start:end]. Its ids are those of text[lead:end], with the white space
-    before it: together, a paragraph's pieces have its tokens."""
+    """A sentence or heading, text[start:end]; ids: of text[lead:end], with the white space before it, so that
+    together a paragraph's pieces have its tokens."""
     lead: int
     start: int
     end: int
     paragraph: int
     heading: bool
     split: str = "train"
-    run: int = 0                                # contiguous text of one split
+    run: int = 0  # contiguous text of one split
     ids: list = field(default_factory=list)
     stages: set = field(default_factory=set)
 
@@ -220,22 +220,26 @@ def cut(paragraphs):
     return "\n\n".join(p for p, _ in paragraphs), pieces
 
 
+def heldout_shares(tokens):
+    """{split: the part of a book of so many tokens that it is to hold}"""
+    least = min(heldout_tokens / tokens, LARGEST_SHARE)
+    return {"val": max(val_share, least), "test": max(test_share, least)}
+
+
 def split(pieces, tokens):
-    """Set each piece's split and run. The book is laid out in zones, alternately for val and test; in each a
-    block of paragraphs (sentences where there are few) is held out at a random place: as much as the shares
-    say or, of all its tokens, heldout_tokens want, up to LARGEST_SHARE."""
+    """Set each piece's split and run. The book is laid out in zones, in turn for val and test; in each a
+    block of paragraphs (of few: sentences) at a random place is held out."""
     units = [list(unit) for _, unit in groupby(pieces, key=lambda piece: piece.paragraph)]
     if len(units) < 40:
         units = [[piece] for piece in pieces]
     blocks = max(1, min(heldout_blocks, len(units) // 20))
     middles = np.array([(unit[0].start + unit[-1].end) / 2 for unit in units])
     zone, rng = pieces[-1].end / (2 * blocks), np.random.default_rng(seed)
-    least = min(heldout_tokens / tokens, LARGEST_SHARE)
-    for i, (name, share) in enumerate((("val", val_share), ("test", test_share)) * blocks):
-        size = 2 * zone * max(share, least)
-        begin = zone * i + rng.random() * (zone - size)
-        held = np.flatnonzero((middles >= begin) & (middles < begin + size))
-        for unit in held if len(held) else [np.abs(middles - begin - size / 2).argmin()]:
+    for i, (name, share) in enumerate([*heldout_shares(tokens).items()] * blocks):
+        size = 2 * zone * share
+        start = zone * i + rng.random() * (zone - size)
+        held = np.flatnonzero((middles >= start) & (middles < start + size))
+        for unit in held if len(held) else [np.abs(middles - start - size / 2).argmin()]:
             for piece in units[unit]:
                 piece.split = name
     for number, (_, run) in enumerate(groupby(pieces, key=lambda piece: piece.split)):
@@ -245,7 +249,7 @@ def split(pieces, tokens):
 
 # ---- scores ----
 
-# A cascade of chunks over Penn tags: noun and prepositional phrases, clauses, five levels of subordination
+# chunks over Penn tags: noun and prepositional phrases, clauses, five levels of subordination
 GRAMMAR = r"""
     NP: {<DT|PDT|PRP\$>*<CD|JJ.*|VBN|VBG>*<NN.*|PRP|EX|CD>+}
     V: {<MD|TO>?<RB.*>*<VB.*><RB.*>*<VB|VBN|VBG>*<RP>?}
@@ -257,27 +261,26 @@ GRAMMAR = r"""
 
 
 def words_of(text):
-    """The words of a text in lower case; in scripts that put no space between words, its characters."""
+    """A text's words in lower case; in scripts without spaces between words, its characters."""
     import regex  # unlike re, it knows that vowel signs and accents belong to words
     word = r"\p{Han}|\p{Hiragana}|\p{Katakana}|[\p{L}\p{M}]+(?:['’-][\p{L}\p{M}]+)*"
     return regex.findall(word, text.lower())
 
 
 def is_english(words):
-    """Whether an eighth of a text's words are the most common in English."""
+    """Whether an eighth of a text's words are these."""
     common = {"the", "and", "of", "to", "a", "in", "that", "it", "is", "was", "he"}
     return sum(word in common for word in words) > 0.12 * len(words)
 
 
 def rank(values, train):
-    """Percentile ranks in [0, 1] of an array's values among the training sentences', ties in the middle."""
+    """Percentile ranks in [0, 1] of values among the training sentences', ties in the middle."""
     known = np.sort(values[train])
     return sum(np.searchsorted(known, values, side) for side in ("left", "right")) / (2 * len(known))
 
 
 def yules_k(words):
-    """Yule's K = 10^4 · (Σ i²·V_i - N) / N², V_i the number of words that occur i times (Yule 1944): higher
-    is more repetitive."""
+    """Yule's K = 10^4 · (Σ i²·V_i - N) / N², V_i the number of words that occur i times (Yule 1944)."""
     n = len(words)
     return 1e4 * (sum(count**2 for count in Counter(words).values()) - n) / n**2 if n else 0.0
 
@@ -299,32 +302,32 @@ def lexical_rarity(words, documents):
     return np.array([np.mean([idf.get(word, unseen) for word in sentence] or [0.0]) for sentence in words])
 
 
-def clauses_and_depth(sentences, english, phases):
-    """Finite verbs per sentence, and the height of a cascaded chunk grammar's tree (Abney 1996). If not
-    English, the punctuation between clauses is counted, and the depth is 0."""
+def clauses_and_depth(sentences, english):
+    """Finite verbs per sentence, and the height of a cascaded chunk grammar's tree (Abney 1996). Not English:
+    the punctuation between clauses plus 1, and 0."""
     if not english:
         marks = [len(re.findall(r"[,;:،؛、，；：—–]\s*\w", sentence)) for sentence in sentences]
         return np.array(marks) + 1.0, np.zeros(len(sentences))
     import nltk
     from textblob.en.taggers import PatternTagger
     parse, tag = nltk.RegexpParser(GRAMMAR).parse, PatternTagger().tag
-    tagged = [tag(sentence) for sentence in phases.track("tagging words", sentences)]
+    tagged = [tag(sentence) for sentence in track("tagging words", sentences)]
     clauses = [sum(t in ("VBD", "VBP", "VBZ", "MD") for _, t in tags) for tags in tagged]
-    depths = [parse(tags).height() if tags else 1 for tags in phases.track("parsing sentences", tagged)]
+    depths = [parse(tags).height() if tags else 1 for tags in track("parsing sentences", tagged)]
     return np.array(clauses, float), np.array(depths, float)
 
 
-def reading_grade(sentences, english, phases):
+def reading_grade(sentences, english):
     """Flesch-Kincaid grade (Kincaid et al. 1975), English only, elsewhere 0."""
     if not english:
         return np.zeros(len(sentences))
     import textstat
-    return np.array([textstat.flesch_kincaid_grade(s) for s in phases.track("grading sentences", sentences)])
+    return np.array([textstat.flesch_kincaid_grade(s) for s in track("grading sentences", sentences)])
 
 
 def thematic_centrality(words, train):
-    """How typical a sentence is of the book's themes: latent semantic analysis (Deerwester et al. 1990),
-    k-means, and the cosine with the cluster's centre times the cluster's share of the training sentences."""
+    """How typical a sentence is of the book's themes: by latent semantic analysis (Deerwester et al. 1990)
+    and k-means, the cosine with its cluster's centre times the cluster's share of training sentences."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -343,7 +346,7 @@ def thematic_centrality(words, train):
 
 
 CONCLUSION = "therefore|thus|hence|consequently|accordingly|it follows"
-ROLES = {       # Toulmin's (1958): English markers at a sentence's start, which count double, and anywhere
+ROLES = {       # Toulmin's (1958): English marks at a sentence's start, which count double, and anywhere
     "claim": (f"{CONCLUSION}|so (?:i|he|she|it|they|we|you|that)",
               "must|ought|should|i (?:believe|am (?:sure|certain|convinced|persuaded))|no doubt"),
     "evidence": ("because|since|indeed|for (?:i|he|she|it|they|we|you|there|this|that|what|example|instance)",
@@ -357,7 +360,7 @@ ROLES = {       # Toulmin's (1958): English markers at a sentence's start, which
 
 
 def toulmin_roles(sentences, paragraphs):
-    """(role or "none", confidence: its share of the marks found) of each sentence, in these paragraphs."""
+    """(role or "none", confidence: its share of the marks) of each sentence, in these paragraphs."""
     def begins(marks, sentence):
         return bool(re.match(rf"(?i)\W*({marks})\b", sentence))
 
@@ -367,18 +370,18 @@ def toulmin_roles(sentences, paragraphs):
                  for role, (start, inside) in ROLES.items()}
         role = max(marks, key=marks.get)
         result.append((role, marks[role] / (1 + sum(marks.values()))) if marks[role] else ("none", 0.0))
-    for i, (role, confidence) in enumerate(result[1:]):     # before a conclusion comes evidence
+    for i, (role, confidence) in enumerate(result[1:]):  # before a conclusion comes evidence
         if (role == "claim" != result[i][0] and begins(CONCLUSION, sentences[i + 1])
                 and paragraphs[i] == paragraphs[i + 1] and sentences[i][-1] != "?"):
             result[i] = ("evidence", confidence / 2)
     return result
 
 
-def score(spans, sentences, reference_words, phases):
-    """({name: array of every sentence's score}, is it English?), learnt from training sentences alone."""
+def score(spans, sentences, reference_words):
+    """({name: array of sentences' scores}, is it English?), learnt from training sentences alone."""
     from threadpoolctl import threadpool_limits
     train = np.array([piece.split == "train" for piece in sentences])
-    words = [words_of(span) for span in phases.track("finding words", spans)]
+    words = [words_of(span) for span in track("finding words", spans)]
     paragraphs = defaultdict(list)
     for piece, sentence in zip(sentences, words):
         if piece.split == "train":
@@ -387,13 +390,12 @@ def score(spans, sentences, reference_words, phases):
     english = is_english([word for document in documents for word in document])
     scores = {"words": np.array([*map(len, words)], float),
               "complex_words": np.array([np.mean([len(word) > 6 for word in s] or [0]) for s in words])}
-    scores["clauses"], scores["parse_depth"] = clauses_and_depth(spans, english, phases)
-    scores["flesch_kincaid_grade"] = reading_grade(spans, english, phases)
-    # the mean percentile rank of the five above; a score that is 0 everywhere ranks .5 and decides nothing
+    scores["clauses"], scores["parse_depth"] = clauses_and_depth(spans, english)
+    scores["flesch_kincaid_grade"] = reading_grade(spans, english)
+    # of the five above; a score that is 0 everywhere ranks .5 and decides nothing
     scores["syntactic_complexity"] = np.mean([rank(values, train) for values in scores.values()], axis=0)
-    phases.begin("rarity, repetition, themes")
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")         # of k-means and SVD, about texts that repeat themselves
+    begin("rarity, repetition, themes")
+    with threadpool_limits(1), warnings.catch_warnings(action="ignore"):  # of texts that repeat themselves
         scores["lexical_rarity"] = lexical_rarity(words, reference_words or documents)
         scores["yules_k"] = yules_k_around(words, [piece.run for piece in sentences])
         scores["thematic_centrality"] = thematic_centrality(words, train)
@@ -415,7 +417,7 @@ def windows(pieces, gap):
         parts[-1] = parts[-1] + gap
     for parts in paragraphs:
         if sum(map(len, parts)) <= block_size:
-            parts = [[i for part in parts for i in part]]
+            parts = [sum(parts, [])]
         else:
             result.append([])
         for part in parts:
@@ -427,8 +429,8 @@ def windows(pieces, gap):
 
 
 def linked_pairs(sentences, roles):
-    """Candidates for stage II, the best kind first: pairs (i, j) of training sentences in one run; a claim
-    may come one sentence later."""
+    """Candidates for stage II, the best kind first: pairs (i, j) of training sentences in one run; between
+    evidence and claim may be one more."""
     pairs = [(i, j) for i, piece in enumerate(sentences) for j in (i + 1, i + 2)
              if piece.split == "train" and j < len(sentences) and piece.run == sentences[j].run]
     together = [(i, j) for i, j in pairs if sentences[i].paragraph == sentences[j].paragraph]
@@ -446,41 +448,43 @@ def choose_stages(sentences, scores, roles, separator):
     complexity, centrality, words = (scores[name] for name in (
         "syntactic_complexity", "thematic_centrality", "words"))
     needed = max(1, math.ceil(min_stage_share * train.sum()))
-    tiers, pairs_of = linked_pairs(sentences, roles), {}
+    tiers = linked_pairs(sentences, roles)
 
     def percentile(values, q):
         return float(np.quantile(values[train], np.clip(q, 0, 1)))
 
     def simple_and_typical(fits, shift):
-        fits &= centrality >= percentile(centrality, stage1_centrality - shift)
-        if shift <= max_relaxation:             # beyond it any length will do
+        least = percentile(centrality, stage1_centrality - shift)
+        fits &= centrality >= least
+        if shift <= max_relaxation:  # beyond it any length will do
             fits &= (words >= stage1_min_words) & (words <= stage1_max_words)
-        return [(i,) for i in np.flatnonzero(fits).tolist()]
+        return [(i,) for i in np.flatnonzero(fits).tolist()], {"min_centrality": least}
 
     def linked(fits, shift):
-        if shift <= max_relaxation:             # Alas! makes no pair
+        if shift <= max_relaxation:  # Alas! makes no pair
             fits &= (words >= stage1_min_words) & ((scores["clauses"] > 0) | (words > 3))
         fitting = {name: sorted(p for p in tier if fits[p[0]] and fits[p[1]]) for name, tier in tiers.items()}
-        wanted, pairs = max(needed, len(fitting["neighbours in a paragraph"])), set()
+        wanted, pairs, counts = max(needed, len(fitting["neighbours in a paragraph"])), set(), {}
         for name, tier in fitting.items():
             more, lacking = [pair for pair in tier if pair not in pairs], max(0, wanted - len(pairs))
-            if pairs:                       # of the second best only what is lacking, from all over the book
+            if pairs:  # of the second best only what is lacking, from all over the book
                 more = more[::max(1, len(more) // max(1, lacking))][:lacking]
             pairs |= set(more)
-            pairs_of[name] = len(more)
-        return sorted(pairs)
+            counts[name] = len(more)
+        return sorted(pairs), {"pairs_of": counts}
 
     def joined(first, second=None):
         if second is None:
             return first[:block_size]
-        room = max(block_size - 1 - len(second), (block_size - 1) // 2)         # at least half for the first
+        room = max(block_size - 1 - len(second), (block_size - 1) // 2)  # at least half for the first
         return [*first[-room:], separator, *second][:block_size]
 
     examples, records = {}, {}
     for stage, limit, select in ((1, stage1_complexity, simple_and_typical), (2, stage2_complexity, linked)):
-        for step in range(21):                  # until there are enough, or one where they moved too far
+        for step in range(21):  # until there are enough, or one where they moved too far
             shift = round(0.05 * step, 2)
-            chosen = select(train & (complexity <= percentile(complexity, limit + shift)), shift)
+            most = percentile(complexity, limit + shift)
+            chosen, how = select(train & (complexity <= most), shift)
             if len(chosen) >= needed or chosen and shift + 0.05 > max_relaxation:
                 break
         for i in itertools.chain(*chosen):
@@ -489,11 +493,8 @@ def choose_stages(sentences, scores, roles, separator):
         repeats = max(0, needed - len(chosen))
         endless = itertools.cycle(joined(*x) for x in ids)
         examples[f"stage{stage}_train"] = list(itertools.islice(endless, len(ids) + repeats))
-        records[stage] = {
-            "max_complexity": percentile(complexity, limit + shift),
-            **({"min_centrality": percentile(centrality, stage1_centrality - shift)} if stage == 1 else
-               {"pairs_of": pairs_of}), "relaxed_by": shift, "repeated_examples": repeats,
-            "truncated": sum(sum(map(len, x)) + stage - 1 > block_size for x in ids)}
+        records[stage] = {"max_complexity": most, **how, "relaxed_by": shift, "repeated_examples": repeats,
+                          "truncated": sum(sum(map(len, x)) + stage - 1 > block_size for x in ids)}
     return examples, records
 
 
@@ -506,27 +507,27 @@ def fingerprints(examples, n=8):
 
 
 def describe(streams, training_text, sentences, chosen, tok):
-    """The counts of every split and stage, and of what is held out, reached a training stream and is not in
-    the training text as well. training_text: its runs, as lists of ids."""
+    """(counts of every split, of every stage); leaked: what is held out, reached a training stream and is not
+    in the training text as well. training_text: its runs, as lists of ids."""
     known, used = fingerprints(training_text), set().union(*training_text)
     trained = {stage: streams[f"stage{stage}_train"] for stage in (1, 2, 3)}
     foreign = np.setdiff1d(np.concatenate([*map(fingerprints, trained.values())]), known)
     texts = {"train": trained[3], "val": streams["val"], "test": streams["test"]}
-    total = sum(len(ids) for examples in texts.values() for ids in examples)
 
     def size(examples):
-        lengths = [len(ids) for ids in examples]
+        lengths = [*map(len, examples)]
         return {"examples": len(lengths), "tokens": sum(lengths), "longest": max(lengths)}
 
-    splits = {name: size(examples) | {
-        "sentences": sum(piece.split == name for piece in sentences),
-        "share": round(sum(map(len, examples)) / total, 4),
-        "bytes": sum(len(tok.decode_bytes(ids)) for ids in examples)} for name, examples in texts.items()}
-    for name in ("val", "test"):
+    splits = {name: size(examples) for name, examples in texts.items()}
+    total = sum(split["tokens"] for split in splits.values())
+    for name, split in splits.items():
         found = fingerprints(texts[name])
-        again = np.isin(found, known).sum() / max(1, len(found))
-        splits[name] |= {"also_in_training_text": round(float(again), 4),
-                         "leaked": int(np.isin(found, foreign).sum())}
+        split |= {"sentences": sum(piece.split == name for piece in sentences),
+                  "share": round(split["tokens"] / total, 4),
+                  "bytes": sum(len(tok.decode_bytes(ids)) for ids in texts[name])}
+        if name != "train":
+            again = float(np.isin(found, known).sum() / max(1, len(found)))
+            split |= {"also_in_training_text": round(again, 4), "leaked": int(np.isin(found, foreign).sum())}
     stages = {stage: size(examples) | chosen[stage] | {
         "sentences": sum(stage in piece.stages for piece in sentences),
         "vocabulary_coverage": round(len(used & set().union(*examples)) / len(used), 4)}
@@ -535,33 +536,31 @@ def describe(streams, training_text, sentences, chosen, tok):
 
 
 def advice(statistics):
-    """What is wrong with this book, and what to do: list of sentences."""
+    """What is wrong with this book and what to do: list of str."""
     splits, stages, vocabulary = (statistics[key] for key in ("splits", "stages", "vocabulary"))
     tokens = splits["train"]["tokens"]
-    least = min(heldout_tokens / sum(split["tokens"] for split in splits.values()), LARGEST_SHARE)
     removed = sum(statistics["removed"].values())
     removed /= removed + statistics["characters"]
-    checks = [                                  # (whether it is so, what to say)
+    checks = [  # (whether it is so, what to say)
         ("but" in statistics["encoding"],
          f"The file is {statistics['encoding']}: look for wrong characters in text.txt."),
         (removed > 0.1, f"{removed:.0%} of the file was left out as not the author's: look at text.txt."),
         (tokens < FEWEST_TOKENS, f"Only {tokens:,} tokens to train on: a model will soon recite them. Use a "
          "longer book (60,000 words are comfortable), or a small model, dropout and few epochs."),
-        (not statistics["english"],
-         "The book does not seem to be English: grade and chunk depth are left out of the scores."),
+        (not statistics["english"], "The book seems not to be English: grade and chunk depth are left out."),
         (vocabulary["bytes_per_token"] < 2.5 and vocabulary["kind"] == "gpt2",
          f"GPT-2's vocabulary fits this book badly ({vocabulary['bytes_per_token']:.1f} bytes a token). "
          "Try --tokenizer=book."),
         (statistics["words"] > 60 * statistics["sentences"],
          "Sentences are very long, or full stops are missing: stages I and II will teach little.")]
-    for name, wanted in (("val", max(val_share, least)), ("test", max(test_share, least))):
+    for name, wanted in heldout_shares(sum(split["tokens"] for split in splits.values())).items():
         split, known = splits[name], splits[name]["also_in_training_text"]
         checks += [
             (split["tokens"] < FEWEST_HELDOUT,
              f"Only {split['tokens']:,} tokens in {name}: figures on them are rough. Raise --{name}_share."),
             (not wanted / 2 < split["share"] < 2 * wanted, f"{name} holds {split['share']:.0%} of the text, "
              f"not {wanted:.0%}, for its paragraphs are very long or few. Try another --seed."),
-            (known > 0.1, f"{known:.0%} of {name} is repeated word for word in the training text: the book "
+            (known > 0.1, f"{known:.0%} of {name} stands in the training text word for word: the book "
              "repeats itself, and its figures will flatter the model."),
             (split["leaked"], f"{split['leaked']} passages of {name} are in the training data: it is a bug.")]
     for name, stage in (("I", stages[1]), ("II", stages[2])):
@@ -575,27 +574,28 @@ def advice(statistics):
 
 # ---- the run ----
 
-class Phases:
-    """Progress bars on stderr, if it is a terminal."""
+@functools.cache
+def bars():
+    """Of progress, on stderr, if it is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
-    def __init__(self):
-        from rich.console import Console
-        from rich.progress import Progress
-        self.bars = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
-    def begin(self, name, total=None):
-        """A new phase, of `total` steps if that is known -> advance(steps)."""
-        for bar in self.bars.task_ids:
-            self.bars.update(bar, total=1, completed=1)
-        return functools.partial(self.bars.advance, self.bars.add_task(name, total=total))
+def begin(phase, total=None):
+    """Show a phase, of `total` steps if that is known -> advance(steps)."""
+    for earlier in bars().task_ids:
+        bars().update(earlier, total=1, completed=1)
+    return functools.partial(bars().advance, bars().add_task(phase, total=total))
 
-    def track(self, name, items):
-        return self.bars.track(items, description=name)
+
+def track(phase, items):
+    return bars().track(items, description=phase)
 
 
 def folder_of(path, source):
-    """data/<book>/: the path's stem as a name that any file system takes, numbered where that folder holds
-    another book than `source`."""
+    """data/<book>/: the path's stem as any file system takes it, numbered where that folder holds another
+    book than `source`."""
     stem = re.sub(r"[\x00-\x1f\ufffd]", "_", writable(path.stem)).strip(". ") or "book"
     if stem == "latest":
         fail("a book cannot be called latest, for data/latest names the book prepared last: rename it")
@@ -616,44 +616,45 @@ def writable(name):
 
 
 def save(folder, streams, texts):
-    """Every file of data/<book>/, written aside: earlier data stays whole until all is there. texts: {name:
-    content}."""
-    target = folder.resolve() if folder.is_symlink() else folder        # a link stays one
+    """Write every file of data/<book>/ aside: earlier data stays whole until all is there."""
+    target = folder.resolve() if folder.is_symlink() else folder  # a link stays one
     part, old = (target.parent / f".{target.name}.{word}" for word in ("part", "old"))
 
     def tidy():
-        if old.exists() and not target.exists():        # a run was stopped between the two renames
+        if old.exists() and not target.exists():  # a run was stopped between the two renames
             old.rename(target)
         for leftover in (part, old):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    tidy()
-    part.mkdir(parents=True)
     try:
+        tidy()
+        part.mkdir(parents=True)
         for name, examples in streams.items():
             ids = np.array([i for example in examples for i in example], "<u2")
-            (part / f"{name}.bin").write_bytes(ids.tobytes())       # tofile does not say that a disk is full
+            (part / f"{name}.bin").write_bytes(ids.tobytes())  # tofile does not say that a disk is full
             (part / f"{name}.idx").write_bytes(np.cumsum([0, *map(len, examples)], dtype="<i8").tobytes())
         for name, content in texts.items():
             (part / name).write_text(content, encoding="utf-8", newline="\n")
         if target.exists():
             target.rename(old)
         part.rename(target)
+        tidy()
+        with written(folder.parent / "latest") as file:
+            file.write(folder.name + "\n")
+    except OSError as error:
+        fail(f"cannot write {error.filename or 'data/'}: {error.strerror}")
     finally:
         tidy()
-    with written(folder.parent / "latest") as file:
-        file.write(folder.name + "\n")
 
 
 def read_prepared(folder):
-    """(text, sentences as segments.jsonl has them, title) of a folder that `save` wrote."""
+    """(text, sentences as in segments.jsonl, title) of a folder that `save` wrote."""
     text, lines, statistics = ((folder / name).read_text(encoding="utf-8")
                                for name in ("text.txt", "segments.jsonl", "statistics.json"))
     return text, [*map(json.loads, lines.splitlines())], json.loads(statistics).get("title") or folder.name
 
 
 def report(statistics, folder):
-    """Print what was made, and the warnings."""
     stages, splits, vocabulary = (statistics[key] for key in ("stages", "splits", "vocabulary"))
     print(f"{folder}: {statistics['words']:,} words, {statistics['sentences']:,} sentences, "
           f"{statistics['encoding']}")
@@ -674,13 +675,13 @@ def report(statistics, folder):
 
 
 def show(spans, difficulty, streams, tok):
-    """Print the extremes of difficulty, and ten examples each of stages I and II."""
+    """--show_extremes."""
     order = np.argsort(difficulty, kind="stable")
     for name, numbers in (("hardest", order[::-1]), ("easiest", order)):
         print(f"\n{name} sentences, by difficulty")
         for i in numbers[:show_extremes]:
             print(f"  {difficulty[i]:.3f}  {' '.join(spans[i].split())}")
-    tokens = [*tok.tokens[:-1], b" | "]         # [SEP]
+    tokens = [*tok.tokens[:-1], b" | "]  # [SEP]
     for name, stage in (("sentences of stage I", "stage1_train"), ("pairs of stage II", "stage2_train")):
         print(f"\nten {name}")
         for k in np.unique(np.linspace(0, len(streams[stage]) - 1, 10).astype(int)):
@@ -689,27 +690,28 @@ def show(spans, difficulty, streams, tok):
 
 
 def tiled(pieces, examples, gap):
-    """({name: its examples} of the five streams, the runs of training text), all as lists of ids."""
+    """(the five streams: {name: its examples}, the runs of training text), all as lists of ids."""
     streams, training = examples | {"stage3_train": [], "val": [], "test": []}, []
     for name, run in groupby(pieces, key=lambda piece: piece.split):
         tiles = windows(run := list(run), gap)
         if name == "train":
-            training.append([i for tile in tiles for i in tile])
+            training.append([*itertools.chain(*tiles)])
             for piece in run:
                 piece.stages.add(3)
         streams["stage3_train" if name == "train" else name] += tiles
     return streams, training
 
 
-def prepare(settings, phases):
-    path = download(book, phases) if book.startswith(("http://", "https://")) else Path(book)
+def prepare(settings):
+    path = download(book, begin) if book.startswith(("http://", "https://")) else Path(book)
     settings["book"], found = writable(book), Found()
     folder = folder_of(path, settings["book"])
-    phases.begin("reading and cleaning")
+    begin("reading and cleaning")
     text, encoded = read_book(path, found, encoding)
     paragraphs = clean(text, found)
     others = clean(read_book(reference, None, encoding)[0]) if reference else []
-    phases.begin("cutting sentences")
+    others = [words_of(paragraph) for paragraph, heading in others if not heading]
+    begin("cutting sentences")
     text, pieces = cut(paragraphs)
     sentences = [piece for piece in pieces if not piece.heading]
     if len(sentences) < FEWEST_SENTENCES:
@@ -718,22 +720,21 @@ def prepare(settings, phases):
     spans = [text[piece.lead:piece.end] for piece in pieces]
     gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
     split(pieces, gpt2_tokens)
-    phases.begin("choosing the vocabulary")
+    begin("choosing the vocabulary")
     training = [span for piece, span in zip(pieces, spans) if piece.split == "train"]
     tok = Tokenizer(tokenizer, compressed_vocabulary(training) if tokenizer == "gpt2" else
                     [*book_vocabulary(training, vocab_size - len(SPECIAL) - 1), b"\n\n"])
-    for piece, span in zip(pieces, phases.track("encoding", spans)):
+    for piece, span in zip(pieces, track("encoding", spans)):
         piece.ids = tok.encode(span)
     spans = [text[piece.start:piece.end] for piece in sentences]
-    rarity = [words_of(part) for part, heading in others if not heading]
-    scores, english = score(spans, sentences, rarity, phases)
-    phases.begin("choosing stages")
+    scores, english = score(spans, sentences, others)
+    begin("choosing stages")
     numbers = [piece.paragraph for piece in sentences]
     roles = toulmin_roles(spans, numbers) if argument_structure else None
     examples, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
     streams, training = tiled(pieces, examples, tok.encode("\n\n"))
     chosen[3] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if 3 in piece.stages)}
-    phases.begin("checking and writing")
+    begin("checking and writing")
     splits, stages = describe(streams, training, sentences, chosen, tok)
     size, tokens = len(text.encode()), sum(len(piece.ids) for piece in pieces)
     statistics = {
@@ -763,17 +764,12 @@ def main():
     settings = configure(globals(), positional="book")
     if not any(difficulty_weights.values()):
         fail("--difficulty_weights are all 0: one score must count")
-    sys.stdout.reconfigure(errors="replace")    # what a terminal cannot show must not stop the run
-    phases = Phases()
+    sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show must not stop the run
     try:
-        with phases.bars:
-            prepare(settings, phases)
-    except BrokenPipeError:                     # nobody reads the report to its end, but the data is there
-        raise
+        with bars():
+            prepare(settings)
     except KeyboardInterrupt:
         fail("interrupted: earlier data is as it was")
-    except OSError as error:
-        fail(f"cannot write {error.filename or 'data/'}: {error.strerror}")
 
 
 if __name__ == "__main__":

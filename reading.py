@@ -6,8 +6,7 @@
                       they are; without licence, notes, page numbers and contents: Found.removed counts them
     sentence_starts   where each paragraph's sentences begin
 
-Markup says what is what; in plain text it is guessed from the look of lines and the rest of the book, and
-what is in doubt stays.
+Markup says what is what; in plain text the look of lines and the rest of the book do. What is in doubt stays.
 """
 import codecs
 import contextlib
@@ -33,7 +32,7 @@ LONGEST_SENTENCE = 2000         # characters; what runs on without a full stop i
 
 @dataclass
 class Found:
-    """What reading and cleaning learn beside the text; removed: characters left out, by kind."""
+    """What is learnt beside the text; removed: characters left out, by kind."""
     title: str = ""
     warnings: list = field(default_factory=list)
     removed: Counter = field(default_factory=Counter)
@@ -60,7 +59,7 @@ def read_book(path, found=None, encoding=""):
             text, name = read_epub(path, raw, found, encoding), "epub"
         else:
             text, name = decode(raw, found, encoding)
-            tags = len(re.findall("</?p>|<br", text, re.I))     # some HTML begins with lines of plain text
+            tags = len(re.findall("</?p>|<br", text, re.I))  # some HTML begins with lines of plain text
             if TAGGED.match(text) or tags > 20 + len(text) / 1000:
                 text = markup_text(text, found)
         if not re.search(r"\w", text):
@@ -73,8 +72,8 @@ def read_book(path, found=None, encoding=""):
 
 
 def decode(raw, found, encoding=""):
-    """bytes -> (text, name of its encoding): the one given, or what chardet finds; where lines in UTF-8 and
-    others are mixed, each its own. ValueError where it is no text."""
+    """bytes -> (text, name of its encoding): the one given or declared, or what chardet finds; where UTF-8
+    and another are mixed, each line's own. ValueError where it is no text."""
     import chardet
     if kind := FOREIGN.get(raw[:5]) or FOREIGN.get(raw[60:65]):
         raise ValueError(f"is {kind}: convert it to .txt, .html or .epub first")
@@ -84,16 +83,16 @@ def decode(raw, found, encoding=""):
     telling = b"\n".join([*filter(bytes.isascii, lines[:200]), *strange])
     declared = re.search(rb"(?m)^Character set encoding: *(?!utf)([\w -]*\d)", telling, re.I)
     guesses = chardet.detect_all(telling, max_bytes=10**6)
-    near = 0.95 * (guesses[0]["confidence"] or 0)       # Windows-1252 goes before what is hardly likelier
+    near = 0.95 * (guesses[0]["confidence"] or 0)  # Windows-1252 goes before what is hardly likelier
     guesses.sort(key=lambda guess: guess["encoding"] != "Windows-1252" or guess["confidence"] < near)
     name = encoding or guesses[0]["encoding"] or ""
     with contextlib.suppress(LookupError, TypeError):
         name = encoding or codecs.lookup(declared[1].decode()).name
     if not name:
         raise ValueError("is not text: the book must be .txt, .html, .epub or .fb2")
-    if not encoding and not strange and not re.match("ISO-2022|HZ|UTF-7", name):     # which look like ASCII
+    if not encoding and not strange and not re.match("ISO-2022|HZ|UTF-7", name):  # which look like ASCII
         return raw.decode("utf-8-sig"), "UTF-8"
-    if re.fullmatch("iso-?8859-1|ascii", name, re.I):          # as browsers do
+    if re.fullmatch("iso-?8859-1|ascii", name, re.I):  # as browsers do
         name = "Windows-1252"
     # a few lines may be UTF-8 by accident, a tenth as many as the others are so on purpose
     mixed = not encoding and 10 * sum(not line.isascii() for line in lines) > 11 * len(strange)
@@ -106,7 +105,7 @@ def decode(raw, found, encoding=""):
     except LookupError as error:
         raise ValueError(f"cannot be read: {error}") from None
     if not encoding and not declared and guesses[0]["confidence"] < 0.9:
-        others = [guess["encoding"] for guess in guesses[1:]]
+        others = (guess["encoding"] for guess in guesses[1:])
         if other := next((x for x in others if raw.decode(x, "replace") != text), ""):
             found.warnings.append(f"The file does not say its encoding and was read as {name}; next is "
                                   f"{other}. Look at text.txt; --encoding=NAME decides.")
@@ -115,11 +114,11 @@ def decode(raw, found, encoding=""):
 
 
 def read_epub(path, raw, found, encoding):
-    """The text of an epub in the order of its spine; for what cannot be read, a warning."""
+    """The text of an epub in its spine's order; for what cannot be read, a warning."""
     from lxml import etree
     room, texts, missing = MAX_BYTES, [], []
 
-    def place(name):                            # links write names in other ways, or a % in a name as %25
+    def place(name):  # links write names in other ways, or a % in a name as %25
         return posixpath.normpath(unquote(unquote(name)).replace("\\", "/")).casefold()
 
     def member(href):
@@ -153,11 +152,11 @@ def read_epub(path, raw, found, encoding):
                 if entry.get("linear") != "no":
                     part, _ = decode(member(posixpath.join(folder, href)), found, encoding)
                     texts.append(markup_text(part, found, label))
-            except Exception:       # one damaged part must not cost the whole book
+            except Exception:  # must not cost the whole book
                 missing.append(href)
         if not texts:
             raise ValueError("none of its parts can be read")
-    except Exception as error:                  # whatever a damaged archive raises
+    except Exception as error:  # whatever a damaged archive raises
         fail(f"{path} is not a readable epub ({error}): it may be damaged or encrypted")
     if missing:
         found.warnings.append(f"{len(missing)} of the epub's parts cannot be read and are left out: "
@@ -171,7 +170,7 @@ BLOCKS = ("address article aside blockquote body caption center cite dd div dl d
 EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"}
 EDGES |= dict.fromkeys(BLOCKS.split() + HEADINGS, "\n\n")
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
-NOT_THE_AUTHORS = {     # kind: (words of class, id, role ... that mark it, characters that it has at most)
+NOT_THE_AUTHORS = {     # kind: (words of class, id, role ... that mark it, characters at most)
     "marks": ("page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|(fn|footnote)-?ref|back-?(link|ref)", 25),
     "notes": ("((foot|end|rear|side|trans|t|transcribers?)-?notes?)|marginalia", 100_000),
     "contents": ("toc|landmarks|lo[it]|page-list", 30_000),
@@ -182,7 +181,7 @@ NOTE_MARK = re.compile(r"[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[iv
 
 
 def _labelled(label, size):
-    """The kind in NOT_THE_AUTHORS of what is labelled so and is of that size, or ""."""
+    """The kind in NOT_THE_AUTHORS of what has such a label and size, or ""."""
     for kind, (words, most) in NOT_THE_AUTHORS.items():
         pattern = rf"(doc-)?({words})[-_.]?\d*"
         if size <= most and any(re.fullmatch(pattern, word, re.I) for word in label.split()):
@@ -195,14 +194,13 @@ def _text(node):
 
 
 def _not_the_authors(node):
-    """The kind of what an editor or a publisher put into the markup, or ""."""
-    label = " ".join(node.get(name) or "" for name in ("class", "id", "epub:type", "role", "name", "type"))
+    """The kind of what an editor or a publisher put in, or ""."""
+    label = " ".join(node.get(name, "") for name in ("class", "id", "epub:type", "role", "name", "type"))
     tag, text = node.tag, _text(node).strip()
     if tag in ("rt", "rp"):
         return "marks"
     if tag in ("a", "sup") and NOTE_MARK.fullmatch(text):
-        last = node.getprevious()
-        before = (node.getparent().text if last is None else last.tail) or ""
+        before = node.xpath("string(preceding-sibling::node()[1][self::text()])")
         after_word = re.search(r"([^\W\d_]{2}|[.,;:!?…)\]\"'’”»])\s*$", before)
         if "#" in node.get("href", "") or tag == "sup" and (after_word or node.find(".//a") is not None):
             return "marks"
@@ -216,13 +214,13 @@ def _not_the_authors(node):
 
 def markup_text(markup, found, label=""):
     """HTML, XHTML or FictionBook -> MARKED and its text: blank lines between blocks, HEAD before a heading,
-    KEPT before what is preformatted; no text where the label is a licence's or the like."""
+    KEPT before what is preformatted; no text where the label is of what is not the author's."""
     from lxml import etree, html
     fiction = "<FictionBook" in markup[:5000]
     options = {"remove_comments": True, "remove_pis": True, "huge_tree": True, "encoding": "utf-8"}
     if fiction:
         parser = etree.XMLParser(recover=True, resolve_entities=False, **options)
-    else:                                       # maybe several pages, and XHTML's <a/>, which opens in HTML
+    else:  # maybe several pages, and XHTML's <a/>, which opens in HTML
         parser = html.HTMLParser(**options)
         markup = re.sub(r"(?i)<!doctype[^>]*>|</?html\b[^>]*>", "", markup)
         markup = re.sub(r"(?i)(</?)body\b", r"\1div", markup)
@@ -249,10 +247,10 @@ def markup_text(markup, found, label=""):
 
 
 def _laid_out(root):
-    """The text of a parsed document, see markup_text."""
+    """A parsed document -> markup_text's result."""
     preformatted, text = list(root.iter("pre")), _text(root)
     if sum(len(_text(node)) for node in preformatted) > len(text) / 2:
-        return text                             # plain text in an HTML file
+        return text  # plain text in an HTML file
     kept = {node for pre in preformatted for node in pre.iterdescendants()}
     for node in root.iter():
         edge, text, tail = EDGES.get(node.tag, ""), node.text or "", node.tail or ""
@@ -270,8 +268,8 @@ def _laid_out(root):
     return MARKED + _text(root)
 
 
-def download(url, phases):
-    """Fetch a book to data/, once."""
+def download(url, begin):
+    """Fetch a book to data/, once. begin(phase, total) -> advance(steps)"""
     from http.client import HTTPException
     from urllib.request import Request, urlopen
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
@@ -282,7 +280,7 @@ def download(url, phases):
     try:
         with urlopen(Request(url, headers={"User-Agent": "prepare.py"}), timeout=30) as response:
             size = int(response.headers.get("Content-Length") or 0)
-            advance = phases.begin("downloading", size or None)
+            advance = begin("downloading", size or None)
             while max(size, len(content)) <= MAX_BYTES and (block := response.read(2**16)):
                 content += block
                 advance(len(block))
@@ -293,7 +291,7 @@ def download(url, phases):
         path.parent.mkdir(exist_ok=True)
         source.unlink(missing_ok=True)
         path.write_bytes(content)
-        source.write_text(url, encoding="utf-8")    # last: what is without it is fetched again
+        source.write_text(url, encoding="utf-8")  # last: what is without it is fetched again
     except (OSError, ValueError, HTTPException) as error:
         fail(f"{url} cannot be downloaded: {str(error).strip('<>')}")
     return path
@@ -311,7 +309,7 @@ CONTENTS = re.compile("(table of )?contents|(list of )?illustrations|inhalt(sver
                       "table des mati[èe]res|[íi]ndice|sommaire|inhoud|содержание|оглавление|"
                       "目录|目錄|目次", re.I)
 LIST_ITEM = re.compile(r"\s*([-*•–—]|\(?(\d{1,3}|[a-z]|[ivx]+)[.)])\s", re.I)
-ONLY_STOPS = "。．｡！？؟۔।॥።။៕"                # full stops that mean nothing else in their script
+ONLY_STOPS = "。．｡！？؟۔।॥።။៕"                # full stops and nothing else
 CLOSING = "\"'’”“»«›‹)\\]」』）》】"
 SENTENCE_END = re.compile(rf"[.!?…:{ONLY_STOPS}][{CLOSING}—–-]*$")
 LINE_STOP = re.compile(rf"[,;，、；،؛.!?…:{ONLY_STOPS}][{CLOSING}]*$")
@@ -350,8 +348,8 @@ def clean(text, found=None):
     wrapped = width <= 120 and not marked
     dense = lines.count("") < len(lines) / 10 and not marked
     if dense and (not wrapped or len(ends) > 20 and _share(ends) > 0.8):
-        lines, wrapped = [part for line in lines for part in (line, "")], False     # a line is a paragraph
-    blocks, gap = [], 9                         # each with the number of blank lines before it
+        lines, wrapped = [part for line in lines for part in (line, "")], False  # a line is a paragraph
+    blocks, gap = [], 9  # each with the number of blank lines before it
     for blank, block in groupby(lines, key=lambda line: not line.strip()):
         if blank:
             gap = len(list(block)) + 9 * (not blocks)
@@ -363,7 +361,7 @@ def clean(text, found=None):
     words, ends = Counter(re.findall(r"\w+(?:-\w+)*", text)), HYPHEN.findall(text)
     # a printer broke words at line ends if they are found unbroken elsewhere
     broken = sum(words[a + b] > 0 for a, b in ends) > sum(words[f"{a}-{b}"] > 0 for a, b in ends)
-    believed = sum(block[0].startswith(HEAD) for _, block in blocks) > 2    # the markup's headings
+    believed = sum(block[0].startswith(HEAD) for _, block in blocks) > 2  # the markup's headings
     paragraphs, heading = [], False
     for gap, block in _without_contents(blocks, found):
         if wrapped and not _in_lines(block, width):
@@ -374,13 +372,13 @@ def clean(text, found=None):
         heading = block[0][0] == HEAD or (not re.search(r"\w", paragraph) if believed
                                           else _is_heading(paragraph, gap > usual, heading))
         paragraphs += [(paragraph, heading)] if paragraph else []
-    found.removed = +found.removed              # what was none does not count
+    found.removed = +found.removed  # what was none does not count
     return paragraphs
 
 
 def _without_gutenberg(text, found):
     """Without Project Gutenberg's headers and licences."""
-    books, position, inside = [], 0, True       # inside a book, or in the licence after one
+    books, position, inside = [], 0, True  # inside a book, or in the licence after one
 
     def after_licence(part):
         match = LICENCE.match(part)
@@ -395,11 +393,11 @@ def _without_gutenberg(text, found):
             books.append(before)
             position, inside = mark.start(), False
         elif mark[1] and ("SMALL" not in mark[1].upper()
-                          or inside and (opening or 2 * len(before) < len(text))):      # not after the book
+                          or inside and (opening or 2 * len(before) < len(text))):  # not after the book
             header = before if inside else after_licence(before)
             if said := re.search(r"^[^\w\n]*Title: *(.+(?:\n +\S.*)*)", header, re.M):
                 found.title = " ".join(said[1].split())
-            book = header if len(header) >= 30_000 else ""      # no header is as large
+            book = header if len(header) >= 30_000 else ""  # no header is as large
             found.removed["header"] += len(mark[0]) + len(header) - len(book)
             books.append(book)
             position, inside = mark.end(), True
@@ -413,7 +411,7 @@ def _without_gutenberg(text, found):
 
 
 def _without_notes(text, found):
-    """Without captions, notes and page numbers in brackets; one never closed ends at a blank line."""
+    """Without captions, notes and page numbers in brackets; what is never closed ends at a blank line."""
     import regex  # unlike re, it finds brackets within brackets
     closed, parts, position = regex.compile(r"\[(?:[^\[\]]++|(?R))*+\]"), [], 0
     for opening in BRACKETED.finditer(text):
@@ -439,7 +437,7 @@ def _without_notes(text, found):
 
 
 def _unmarked_paragraphs(gap, block, width):
-    """A block split at indented lines, a long one also after a sentence that ends on a short line."""
+    """A block, split at indented lines, a long one also after short lines that end a sentence."""
     indented, ideographic = [line[:2].isspace() for line in block], any(line[0] == "\u3000" for line in block)
     if _in_lines(block, width) and not ideographic:
         return [(gap, block)]
@@ -470,7 +468,7 @@ def _in_lines(block, width):
 
 
 def _share(tests):
-    """What part of the results of tests are true: an iterable -> [0, 1]."""
+    """What part of the tests' results are true, in [0, 1]."""
     results = list(map(bool, tests))
     return sum(results) / max(1, len(results))
 
@@ -480,7 +478,7 @@ def _reflow(block, words, broken):
     def joined(match):
         whole, hyphened = match[1] + match[2], f"{match[1]}-{match[2]}"
         if re.fullmatch("und|oder|bis|noch|and|or|to|en|of|och|eller|og", match[2]):
-            return f"{match[1]}- {match[2]}"    # as in Korn- und Mehlsäcke
+            return f"{match[1]}- {match[2]}"  # as in Korn- und Mehlsäcke
         return whole if words[whole] > words[hyphened] - (broken and not words[hyphened]) else hyphened
 
     paragraph = HYPHEN.sub(joined, "\n".join(" ".join(line.split()) for line in block))
@@ -490,7 +488,7 @@ def _reflow(block, words, broken):
 
 def _is_heading(paragraph, set_off, after_heading):
     """A short line named or numbered as a heading, in capitals, set off by more than the usual blank lines,
-    or after another; and ornaments such as * * *."""
+    or after another; or an ornament such as * * *."""
     if not re.search(r"\w", paragraph):
         return True
     if len(paragraph) > 80 or paragraph.count("\n") > 1 or SPEECH.match(paragraph) and not set_off:
@@ -502,15 +500,15 @@ def _is_heading(paragraph, set_off, after_heading):
 
 
 def _without_contents(blocks, found):
-    """Without transcriber's notes and lists of contents, whose entries end in a page number or stand alone
-    once more in the book; right after the word Contents they need only look alike."""
+    """Without transcriber's notes and contents, whose entries end in a page number or stand alone once more
+    in the book; after the word Contents they need only look alike."""
     def plain(line):
         return " ".join(re.findall(r"\w+", PAGE_NUMBER.sub("", line).casefold())) or line
 
     alone = Counter(plain(block[0]) for _, block in blocks if len(block) == 1)
     marked = any(block[0][0] == HEAD for _, block in blocks)
     total = left = sum(len(line) for _, block in blocks for line in block)
-    seen, nearest, budget = set(), 0, 0     # entries; blank lines before the first; what a note may hold
+    seen, nearest, budget = set(), 0, 0  # entries; blank lines before the first; what a note may hold
     for gap, block in blocks:
         lines = [line.strip(HEAD + KEPT + " ") for line in block]
         entries, size = [plain(line) for line in lines], sum(map(len, block))
@@ -519,7 +517,7 @@ def _without_contents(blocks, found):
         alike = all(HEADING.match(line) or not SENTENCE_END.search(line) for line in lines)
         listed = alike and (len(seen) == 1 or named) and gap <= (nearest or gap)
         kind = "contents"
-        left, last = left - size, marked and 10 * left < total      # a section of its own at the end
+        left, last = left - size, marked and 10 * left < total  # a section of its own at the end
         if TRANSCRIBER.match(lines[0]) or budget >= size and (gap < 2 or last) and block[0][0] != HEAD:
             kind, budget = "notes", max(0, (budget or (left + size if last else 3000)) - size)
         elif len(block) == 1 and CONTENTS.fullmatch(lines[0].strip(" .:_")):
@@ -538,8 +536,7 @@ def _without_contents(blocks, found):
 
 def sentence_starts(paragraphs):
     """clean()'s list -> for each paragraph the offsets at which sentences, with the white space before them,
-    begin: Punkt's (Kiss and Strunk 2006), which learns abbreviations from the book, and after the full stops
-    of other scripts."""
+    begin: Punkt's (Kiss and Strunk 2006), learnt from the book, and those after ONLY_STOPS."""
     from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
     trainer = PunktTrainer()
     trainer.train("\n".join(p for p, heading in paragraphs if not heading), finalize=True)

@@ -6,9 +6,9 @@
     python train.py --dry_run                              the plan: sizes, memory, time; nothing is trained
     torchrun --nproc_per_node=2 train.py                   data-parallel, with the same effective batch
 
-Every random draw of a run is a function of (seed, step) or (seed, stage, epoch), never of what was
-drawn before: so a resumed run continues bit for bit, several processes see one batch, and how often
-one evaluates changes nothing.
+Every random draw is a function of (seed, step) or (seed, stage, epoch), never of what was drawn before: so
+a resumed run continues bit for bit, several processes see one batch, and how often one evaluates changes
+nothing.
 """
 import contextlib
 import copy
@@ -23,16 +23,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, pairwise
-from typing import NamedTuple, NoReturn, TextIO
+from functools import cached_property
+from itertools import accumulate, count, pairwise
+from pathlib import Path
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import model as model_file
-from configurator import configure, fail, run_script, write_json, written
+from configurator import configure, fail, in_range, run_script, write_json, written
 from model import (
     Config,
     DiffusionModel,
@@ -51,7 +52,6 @@ from model import (
     parts,
     peak_memory_gb,
     pick_device,
-    save_checkpoint,
     set_up_cpu,
     training_flops,
     weighted_loss,
@@ -70,7 +70,7 @@ compile = False             # torch.compile the network: minutes to start, faste
 n_layer = 6                 # transformer blocks [1, 1000]
 n_head = 6                  # attention heads [1, 1000]
 n_embd = 384                # width, n_head times an even number [2, 100000]
-block_size = 256            # longest row, in tokens; text is cut into such pieces, anew each epoch [2, 65536]
+block_size = 256            # tokens in a row; text is cut into such pieces, anew each epoch [2, 65536]
 dropout = 0.0               # of residual branches and embeddings [0, 1)
 causal = False              # True: the autoregressive twin, on the same data
 rope_base = 10000.0         # wavelength base of the rotary embeddings [1, ...)
@@ -87,7 +87,7 @@ stages = [
 ]
 stage_patience = 0          # evaluations without improvement that end a stage early; 0: never [0, ...)
 patience = 0                # evaluations without a new best that end the run; 0: never [0, ...)
-carry_over = False          # one optimizer state, warm-up and cosine over all stages; False: fresh in each
+carry_over = False          # one optimizer, warm-up and cosine over all stages; False: fresh in each
 # optimisation
 batch_size: int | str = 8   # rows of block_size tokens in a micro-batch (more if shorter), or auto [1, 65536]
 grad_accum = 2              # micro-batches in a step, on any number of processes together [1, 65536]
@@ -108,13 +108,17 @@ eval_interval = 250         # steps between evaluations with a checkpoint; a sta
 eval_masks = 512            # held-out rows times masks in an evaluation; in the last four times [1, 1000000]
 sample_tokens = 64          # length of the sample beside each evaluation; 0: none [0, ...)
 log_interval = 10           # steps between lines in log.jsonl [1, ...)
-tensorboard = True          # write out_dir/tensorboard/ where tensorboard is installed
+tensorboard = True          # write out_dir/tensorboard/ where that is installed
 wandb_project = ""          # log to this Weights & Biases project as well
 
 FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_masks", "sample_tokens", "log_interval",
         "tensorboard", "wandb_project", "patience", "batch_size", "grad_accum",
         "checkpointing"}       # knobs that may differ when a run is resumed; so may a stage's length
-STREAMS = {"stage1": "stage1_train", "stage2": "stage2_train", "stage3": "stage3_train", "val": "val"}
+# what the keys of a stage may be, written as for a knob
+STAGE = {"data": "the stream {stage1, stage2, stage3}", "mask_rate": "a window, low and high [0, 1]",
+         "replay": "share of rows from the full range [0, 1]", "epochs": "its length [1e-9, 1e9]",
+         "max_steps": "its length at most [0, 1e9]", "lr_factor": "of learning_rate [1e-9, 1e9]"}
+STREAMS = ("stage1_train", "stage2_train", "stage3_train", "val")
 MAX_BAD_STEPS = 5              # steps in a row without a finite loss before the run stops
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
 
@@ -122,18 +126,17 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 # ---- data ----------------------------------------------------------------------------------------
 
 class Stream:
-    """One of the book's token streams: `tokens` (uint16 memmap), `offsets` (n + 1,) of its examples."""
+    """A stream of the book: `tokens` (uint16 memmap), `offsets` (n + 1,) of its examples."""
 
     def __init__(self, folder: str, name: str):
         try:
             self.offsets = np.fromfile(f"{folder}/{name}.idx", dtype="<i8")
             self.tokens = np.memmap(f"{folder}/{name}.bin", dtype="<u2", mode="r")
+            fits = len(self.offsets) > 1 and self.offsets[-1] == len(self.tokens)
         except (OSError, ValueError):
-            fail(f"{folder}/{name}.bin or .idx is missing or empty: "
-                 "prepare the book again with python prepare.py")
-        if len(self.offsets) < 2 or self.offsets[-1] != len(self.tokens):
-            fail(f"{folder}/{name}.idx does not fit {name}.bin: "
-                 "prepare the book again with python prepare.py")
+            fits = False
+        if not fits:
+            fail(f"{folder}/{name}.bin or .idx is missing or torn: prepare the book again with prepare.py")
         self.digest = hashlib.sha256(self.tokens).hexdigest()
         self.whole_text = name == "stage3_train"
 
@@ -143,11 +146,9 @@ class Stream:
                 for a, b in pieces]
 
     def pieces(self, longest: int, phase: int = 0) -> np.ndarray:
-        """(n, 2) start and stop of the pieces that an epoch is made of.
-
-        The whole text is a ring, cut from `phase` on into pieces of `longest`; what is left over rests.
-        Sentences and pairs stay whole, or are cut into as few nearly equal parts as fit.
-        """
+        """(n, 2) start and stop of the pieces that an epoch is made of: the whole text is a ring, cut from
+        `phase` on into pieces of `longest`; sentences and pairs stay whole, or are cut into as few nearly
+        equal parts as fit."""
         if self.whole_text:
             size = min(longest, len(self.tokens))
             starts = phase + size * np.arange(len(self.tokens) // size)
@@ -155,12 +156,12 @@ class Stream:
         return np.array([part for a, b in pairwise(self.offsets.tolist()) for part in parts(a, b, longest)])
 
     def batches_per_epoch(self, longest: int, budget: int) -> int:
-        """How many batches of about `budget` tokens an epoch has, wherever the cuts fall."""
+        """How many batches of about `budget` tokens an epoch has."""
         return math.ceil(np.diff(self.pieces(longest)).sum() / budget)
 
     def epoch(self, longest: int, budget: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The epoch's batches in random order, each an array (n, 2) of pieces of similar length;
-        one has about as many tokens as another."""
+        """An epoch's batches in random order: arrays (n, 2) of pieces of similar length, about as many tokens
+        in each."""
         pieces = rng.permutation(self.pieces(longest, int(rng.integers(len(self.tokens)))))
         pieces = pieces[np.argsort(np.diff(pieces)[:, 0], kind="stable")]
         tokens, count = np.cumsum(np.diff(pieces)[:, 0]), self.batches_per_epoch(longest, budget)
@@ -169,25 +170,23 @@ class Stream:
 
 
 def draw_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, alike on every machine."""
+    """A 63-bit seed from several numbers, alike on every machine."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def open_book(name: str) -> tuple[str, dict, dict[str, Stream]]:
-    """(name, tokenizer, streams) of a prepared book; of the one prepared last, if no name is given."""
+    """(name, tokenizer, streams) of a prepared book; without a name, of the one prepared last."""
     try:
-        name = name or open("data/latest", encoding="utf-8").read().strip()
+        name = name or Path("data/latest").read_text(encoding="utf-8").strip()
     except OSError:
         fail("no book has been prepared here: run python prepare.py book.txt first")
     folder = f"data/{name}"
     if not os.path.exists(f"{folder}/tokenizer.json"):
-        books = os.listdir("data") if os.path.isdir("data") else []
-        known = sorted(book for book in books if os.path.exists(f"data/{book}/tokenizer.json"))
-        fail(f"dataset {name!r} was never prepared ({folder}/tokenizer.json is missing); "
-             f"prepared here: {', '.join(known) or 'none'}; run python prepare.py BOOK.txt")
-    with open(f"{folder}/tokenizer.json", encoding="utf-8") as file:
-        tokenizer = json.load(file)
-    return name, tokenizer, {key: Stream(folder, stem) for key, stem in STREAMS.items()}
+        known = sorted(path.parent.name for path in Path("data").glob("*/tokenizer.json"))
+        fail(f"dataset {name!r} was never prepared; prepared here: {', '.join(known) or 'none'}; "
+             "run python prepare.py BOOK.txt")
+    tokenizer = json.loads(Path(f"{folder}/tokenizer.json").read_text(encoding="utf-8"))
+    return name, tokenizer, {stem: Stream(folder, stem) for stem in STREAMS}
 
 
 # ---- optimisation --------------------------------------------------------------------------------
@@ -195,34 +194,18 @@ def open_book(name: str) -> tuple[str, dict, dict[str, Stream]]:
 def make_optimizer(net: DiffusionModel) -> torch.optim.AdamW:
     """AdamW: weight decay on matrices, its own on the embedding, none on norms and on the convolution, which
     learns ten times as fast."""
-    named = dict(net.named_parameters())
-    near = [p for name, p in named.items() if ".conv." in name]
-    hidden = [p for name, p in named.items()
-              if p.ndim == 2 and not name.startswith("embedding") and ".conv." not in name]
-    groups = [{"params": [net.embedding.weight], "weight_decay": embedding_weight_decay},
-              {"params": near, "weight_decay": 0.0, "lr": 10 * learning_rate},
-              {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
-              {"params": hidden, "weight_decay": weight_decay}]
+    left, groups = dict(net.named_parameters()), []
+    for part, decay, faster in (("embedding", embedding_weight_decay, 1), (".conv.", 0.0, 10),
+                                ("norm", 0.0, 1), ("", weight_decay, 1)):
+        params = [left.pop(name) for name in list(left) if part in name]
+        groups.append({"params": params, "weight_decay": decay, "peak_lr": faster * learning_rate})
     fused = net.device.type in ("cuda", "cpu")
-    made = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused)
-    for group in made.param_groups:
-        group["peak_lr"] = group["lr"]
-    return made
-
-
-def lr_scale(step: int, steps: int) -> float:
-    """Share of the peak learning rate at `step` of `steps`: linear warm-up, then a cosine down to min_lr
-    (Loshchilov & Hutter, 1608.03983)."""
-    warmup = min(warmup_steps, steps // 10)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused)
 
 
 def pick_dtype(where: torch.device) -> torch.dtype:
-    """The arithmetic's: 'auto' is 16 bits where they are fast, bfloat16 on a GPU that has it, else float16; a
-    CPU needs AMX for it to be worth while."""
+    """The arithmetic's: 'auto' is 16 bits where they are fast, bfloat16 on a GPU that has it, else float16,
+    and bfloat16 on a CPU with AMX."""
     if dtype != "auto":
         return getattr(torch, dtype)
     if where.type == "cuda":
@@ -234,11 +217,11 @@ def pick_dtype(where: torch.device) -> torch.dtype:
 
 @dataclass
 class Progress:
-    """What a run remembers besides its weights and its optimizer; all of it is in latest.pt."""
+    """What latest.pt remembers of a run besides its weights and its optimizer."""
     stage: int = 0              # index of the stage at hand; that of none when all are done
     stage_step: int = 0         # steps done in it
     step: int = 0               # steps done in all
-    tokens: int = 0             # of text seen in the stage
+    tokens: int = 0             # of text seen in it
     seconds: float = 0.0        # spent in its steps
     bound: float = math.nan     # the newest validation bound, bits per byte
     before: float = math.nan    # what it was when the stage began
@@ -253,16 +236,15 @@ class Progress:
 
 class StagePlan(NamedTuple):
     per_epoch: int              # steps in an epoch
-    steps: int                  # in the stage
-    tokens: int                 # seen in the stage
+    steps: int                  # in all
+    tokens: int                 # seen in them
     length: int                 # of the row that the average token stands in
 
 
 @dataclass
 class Run:
-    """All that the loop works with, as open_run made it."""
+    """All that the loop works with."""
     knobs: dict
-    book: str
     tokenizer: dict
     streams: dict[str, Stream]
     where: torch.device
@@ -270,11 +252,10 @@ class Run:
     net: DiffusionModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: dict[str, Tensor] | None
-    teacher: DiffusionModel | None
-    micro: int                  # rows of block_size tokens in a micro-batch
+    average: dict[str, Tensor]  # of the weights, evaluated and saved instead; empty without ema
+    teacher: DiffusionModel | None = None
+    micro: int = 1              # rows of block_size tokens in a micro-batch
     effective: int = 0          # and in a step
-    plan: list[StagePlan] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     epoch: tuple[int, int] = (-1, -1)  # stage and epoch that `batches` belong to
     batches: list[np.ndarray] = field(default_factory=list)
@@ -284,35 +265,63 @@ class Run:
     stop: list[int] = field(default_factory=list)  # the signal that asked the run to end
 
     @property
+    def at(self) -> int:
+        """The index of the stage at hand; of the last when all are done."""
+        return min(self.progress.stage, len(stages) - 1)
+
+    @property
+    def stage(self) -> dict:
+        return stages[self.at]
+
+    @property
+    def epochs(self) -> float:
+        """Done of the stage at hand."""
+        return self.progress.stage_step / self.plan[self.at].per_epoch
+
+    @property
     def autocast(self):
-        """The context in which the network computes: 16 bits where they were chosen."""
+        """The context in which the network computes, in 16 bits where they were chosen."""
         return torch.autocast(self.where.type, self.kind, enabled=self.kind != torch.float32)
 
     @property
-    def weights(self) -> dict[str, Tensor]:
-        """Those that are evaluated and saved."""
-        return self.average if ema else self.net.state_dict()
+    def digests(self) -> dict[str, str]:
+        return {name: stream.digest for name, stream in self.streams.items()}
 
-    def memory(self, size: int) -> dict:
-        return estimate_memory(self.net.config, size, None, 4 if self.kind == torch.float32 else 2,
-                               self.net.checkpointing, ema > 0, self.where.type == "cuda",
-                               max(map(mean_rate, stages)), self.teacher and self.teacher.config)
+    @cached_property
+    def plan(self) -> list[StagePlan]:
+        plan = []
+        for stage in stages:
+            stream = self.stream(stage)
+            per_epoch = stream.batches_per_epoch(block_size, self.effective * block_size)
+            steps = max(1, round(stage["epochs"] * per_epoch))
+            steps = min(steps, stage["max_steps"]) if stage["max_steps"] else steps
+            lengths = np.diff(stream.pieces(block_size))
+            tokens = int(len(stream.tokens) * steps / per_epoch)
+            plan.append(StagePlan(per_epoch, steps, tokens, int((lengths * lengths).sum() / lengths.sum())))
+        return plan
 
     @property
-    def epochs_done(self) -> float:
-        return round(self.progress.stage_step / self.plan[self.progress.stage].per_epoch, 3)
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(part.steps for part in self.plan)
 
-    def log_step(self, line: dict) -> None:
-        """A step's figures into the log and on the display."""
+    def stream(self, stage: dict) -> Stream:
+        return self.streams[f"{stage['data']}_train"]
+
+    def memory(self) -> dict:
+        return estimate_memory(self.net.config, self.micro, self.kind.itemsize, self.net.checkpointing,
+                               ema > 0, self.where.type == "cuda", max(map(mean_rate, stages)))
+
+    def text(self, tokens) -> bytes:
+        return b"".join(self.tokenizer["tokens"][t].encode("latin-1") for t in tokens)
+
+    def write_log(self, line: dict) -> dict:
+        """`line` into the log, with where the run stands."""
         p = self.progress
-        line = {"step": p.step, "epoch": self.epochs_done, "stage": p.stage + 1} | line
-        self.write_log(line | ({"overflows": p.overflows} if self.scaler.is_enabled() else {}))
-        if self.display:
-            self.display.step(self, line)
-
-    def write_log(self, line: dict) -> None:
+        line = {"step": p.step, "epoch": round(self.epochs, 3), "stage": p.stage + 1} | line
         if self.log:
             self.log.write(line)
+        return line
 
     def say(self, text: str) -> None:
         if RANK == 0:
@@ -320,7 +329,7 @@ class Run:
 
 
 def settle_knobs() -> tuple[dict, dict | None]:
-    """(knobs, the checkpoint to go on from). A resumed run's own knobs stand unless they are given anew."""
+    """(knobs, the checkpoint to go on from). A resumed run keeps its knobs unless they are given anew."""
     knobs = configure(globals())
     if not resume:
         return knobs, None
@@ -329,18 +338,24 @@ def settle_knobs() -> tuple[dict, dict | None]:
         saved = load_checkpoint(path)
     except (OSError, ValueError) as error:
         fail(f"{error}; there is also {best}" if os.path.exists(best) else error)
-    if "optimizer" not in saved:
-        fail(f"{path} cannot be resumed: it holds a model but not the state of its training")
     with of_this_version():
         before = saved["training"]["knobs"] | {"dataset": saved["training"]["dataset"]}
         here = {"resume": True, "dry_run": dry_run, "out_dir": out_dir}
         knobs = configure(globals(), base=before | here)
-        changed = list(differences(knobs, before))
-    for name, new, old in changed:
-        if name.split("[")[0] not in FREE and not name.endswith((".epochs", ".max_steps")):
-            fail(f"cannot resume {path} with {name}={new!r}: that run has {name}={old!r}; "
+        now, then = one_by_one(knobs), one_by_one(before)
+    for name in now.keys() & then.keys():
+        fixed = name not in FREE and not name.endswith((".epochs", ".max_steps"))
+        if fixed and now[name] != then[name]:
+            fail(f"cannot resume {path} with {name}={now[name]!r}: that run has {name}={then[name]!r}; "
                  "start another with --out_dir=...")
     return knobs, saved
+
+
+def one_by_one(knobs: dict) -> dict:
+    """Knobs with each stage's beside the others, as stages[0].epochs."""
+    flat = {f"stages[{i}].{key}": value for i, stage in enumerate(knobs["stages"])
+            for key, value in stage.items()}
+    return knobs | flat | {"stages": len(knobs["stages"])}
 
 
 @contextlib.contextmanager
@@ -349,19 +364,8 @@ def of_this_version():
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        fail(f"cannot resume {out_dir}/latest.pt: another version wrote it, or it is damaged "
-             f"({type(error).__name__}: {error})")
-
-
-def differences(knobs: dict, before: dict) -> Iterator[tuple[str, object, object]]:
-    """(name, value now, value before) of what a resumed run would change; stages key by key."""
-    for name in knobs.keys() & before.keys():
-        now, then = knobs[name], before[name]
-        if name == "stages" and len(now) == len(then):
-            for i, (a, b) in enumerate(zip(now, then)):
-                yield from ((f"stages[{i}].{key}", a[key], b.get(key)) for key in a if a[key] != b.get(key))
-        elif now != then:
-            yield name, now, then
+        fail(f"cannot resume {out_dir}/latest.pt: another version wrote it, or it is damaged or no state of "
+             f"training ({type(error).__name__}: {error})")
 
 
 def check_stages() -> None:
@@ -369,49 +373,30 @@ def check_stages() -> None:
     if not stages:
         fail("--stages is empty: there is nothing to train")
     for i, stage in enumerate(stages):
+        for key, meaning in STAGE.items():
+            in_range(f"stages[{i}].{key}", stage[key], meaning)
         rates = stage["mask_rate"]
-        if len(rates) != 2 or not 0 <= rates[0] < rates[1] <= 1:
+        if len(rates) != 2 or rates[0] >= rates[1]:
             fail(f"--stages[{i}].mask_rate wants two numbers, 0 <= low < high <= 1, got {rates}")
-        if stage["data"] not in ("stage1", "stage2", "stage3"):
-            fail(f"--stages[{i}].data is stage1, stage2 or stage3, got {stage['data']!r}")
-        limits = {"replay": (0, 1), "epochs": (1e-9, 1e9), "max_steps": (0, 1e9), "lr_factor": (1e-9, 1e9)}
-        for key, (low, high) in limits.items():
-            if not low <= stage[key] <= high:
-                fail(f"--stages[{i}].{key} lies between {low} and {high}, got {stage[key]}")
 
 
 def open_run() -> Run:
-    """Everything from the command line to the first step: device, processes, book, network,
-    optimizer, and what an earlier run left to go on with."""
+    """Everything from the command line to the first step."""
     knobs, saved = settle_knobs()
     check_stages()
     where, kind = open_device()
     book, tokenizer, streams = open_book(dataset)
     knobs["dataset"] = book
-    digests = {STREAMS[key]: stream.digest for key, stream in streams.items()}
-    trained_on = saved["training"].get("data", {}) if saved else digests
-    if trained_on != digests:
-        changed = [name for name in digests if trained_on.get(name) != digests[name]]
-        fail(f"cannot resume {out_dir}/latest.pt: data/{book} has changed since ({', '.join(changed)}); "
-             "prepare that book as it was, or start anew")
-    net = make_network(tokenizer["vocab_size"], streams, saved, where)
-    average = {name: p.detach().clone() for name, p in net.state_dict().items()} if ema else None
-    if saved and ema:
-        with of_this_version():
-            average = {name: saved["model"][name].to(where) for name in average}
+    net = make_network(tokenizer["vocab_size"], streams["stage3_train"], where)
+    average = {name: p.clone() for name, p in net.state_dict().items()} if ema else {}
     scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
     scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
-    run = Run(knobs, book, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average,
-              open_teacher(digests, where), batch_size)
+    run = Run(knobs, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average)
+    run.teacher = open_teacher(run) if teacher else None
     fit_to_memory(run)
+    run.effective = run.micro * grad_accum
     if saved:
-        with of_this_version():
-            run.effective = saved["training"]["effective_batch"]
-            run.plan = plan_stages(streams, run.effective)
-            restore(run, saved)
-    else:
-        run.effective = run.micro * grad_accum
-        run.plan = plan_stages(streams, run.effective)
+        restore(run, saved)
     longest = max(int(np.diff(stream.offsets).max()) for stream in streams.values())
     if block_size > 1.1 * longest:
         run.say(f"block_size={block_size}, but no example of data/{book} is longer than {longest} tokens: "
@@ -420,8 +405,7 @@ def open_run() -> Run:
 
 
 def open_device() -> tuple[torch.device, torch.dtype]:
-    """Where this process computes and in what; several processes, started by torchrun, find each
-    other here."""
+    """Where this process computes and in what; torchrun's processes find each other here."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     try:
         where = pick_device(device, local)
@@ -435,8 +419,8 @@ def open_device() -> tuple[torch.device, torch.dtype]:
     return where, pick_dtype(where)
 
 
-def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None, where) -> DiffusionModel:
-    """The network as the knobs want it, with its first weights or the saved ones."""
+def make_network(vocab_size: int, text: Stream, where: torch.device) -> DiffusionModel:
+    """The network with its first weights."""
     torch.manual_seed(seed)
     try:
         config = Config(vocab_size, block_size, n_layer, n_head, n_embd, dropout, causal, rope_base, conv)
@@ -444,51 +428,45 @@ def make_network(vocab_size: int, streams: dict[str, Stream], saved: dict | None
         fail(error)
     set_up_cpu(config)
     net = DiffusionModel(config)
-    if saved:
-        with of_this_version():
-            net.load_state_dict(saved["model"] if "raw" not in saved else saved["raw"])
-    elif embedding_init == "cooccurrence":
-        text = torch.from_numpy(streams["stage3"].tokens.astype(np.int64))
-        net.embedding.weight.data.copy_(cooccurrence_embedding(text, config, seed))
-    # block by block: what depends on the data, is there padding and which tokens are masked, stays outside
+    if embedding_init == "cooccurrence" and not resume:
+        tokens = torch.from_numpy(text.tokens.astype(np.int64))
+        net.embedding.weight.data.copy_(cooccurrence_embedding(tokens, config, seed))
+    # block by block: what depends on the data, padding and masks, stays outside
     for block in net.blocks if compile else ():
         block.compile(dynamic=True)
     return net.to(where)
 
 
-def open_teacher(digests: dict, where: torch.device) -> DiffusionModel | None:
+def open_teacher(run: Run) -> DiffusionModel:
     """The network that `teacher` names; a resumed run's is the copy in out_dir. One that learnt from other
     text may have read what is held out here."""
-    if not teacher:
-        return None
     path = f"{out_dir}/teacher.pt" if resume else teacher
     try:
-        net, saved = load_model(path, where)
+        net, saved = load_model(path)
     except (OSError, ValueError) as error:
         fail(f"--teacher: {error}")
-    if saved.get("training", {}).get("data") != digests:
+    if saved.get("training", {}).get("data") != run.digests:
         fail(f"--teacher={path} learnt from other text than this run does, or from other tokens of it")
     if net.config.causal != causal:
-        fail(f"--teacher={path} cannot teach this run: of the two one is causal")
-    return net
+        fail(f"--teacher={path} cannot teach this run: one of the two is causal")
+    return net.to(run.where)
 
 
 def fit_to_memory(run: Run) -> None:
-    """Settle run.micro and whether activations are recomputed: as the knobs say, or as the device
-    allows."""
-    capacity = math.inf
-    if run.where.type == "cuda":
+    """Settle run.micro and whether activations are recomputed."""
+    on_gpu, capacity = run.where.type == "cuda", math.inf
+    if on_gpu:
         capacity = torch.cuda.get_device_properties(run.where).total_memory / 1e9 * 0.9
-    size = 1 if batch_size == "auto" else batch_size
-    if isinstance(batch_size, str) and batch_size != "auto":
-        fail(f"--batch_size is a number or auto, got {batch_size!r}")
-    run.net.checkpointing = bool(checkpointing)
+    if batch_size != "auto":
+        if isinstance(batch_size, str):
+            fail(f"--batch_size is a number or auto, got {batch_size!r}")
+        run.micro = batch_size
+    run.net.checkpointing = checkpointing not in (False, "auto")
     if checkpointing == "auto":
-        run.net.checkpointing = False
-        run.net.checkpointing = run.memory(size)["training_gb"] > capacity
+        run.net.checkpointing = run.memory()["training_gb"] > capacity
     if batch_size == "auto":
-        run.micro = 256 if run.where.type == "cuda" else 8
-        while run.micro > 1 and run.memory(run.micro)["training_gb"] > capacity:
+        run.micro = 256 if on_gpu else 8
+        while run.micro > 1 and run.memory()["training_gb"] > capacity:
             run.micro //= 2
         rows = [torch.zeros(block_size, dtype=torch.long)] * run.micro
         everything = draw_masks(torch.stack(rows), run.net.config, (0.9, 1.0))
@@ -498,12 +476,21 @@ def fit_to_memory(run: Run) -> None:
         run.say(f"batch_size='auto': micro-batches of {run.micro}")
 
 
+@of_this_version()
 def restore(run: Run, saved: dict) -> None:
     """Go on where the saved run was; in its last stage, if it had ended and is now given more steps."""
-    run.progress = p = Progress(**saved["progress"])
+    before, here = saved["training"].get("data", {}), run.digests
+    if changed := [name for name in here if before.get(name) != here[name]]:
+        fail(f"cannot resume {out_dir}/latest.pt: data/{run.knobs['dataset']} has changed since "
+             f"({', '.join(changed)}); prepare that book as it was, or start anew")
+    run.net.load_state_dict(saved.get("raw", saved["model"]))
+    run.average = {name: saved["model"][name].to(run.where) for name in run.average}
     run.optimizer.load_state_dict(saved["optimizer"])
     run.scaler.load_state_dict(saved["scaler"])
-    if p.stage == len(stages) and p.results[-1]["steps"] < run.plan[-1].steps:
+    run.effective = saved["training"]["effective_batch"]
+    run.progress = p = Progress(**saved["progress"])
+    last = run.plan[-1]
+    if p.stage == len(stages) and p.results[-1]["steps"] < last.steps:
         done = p.results.pop()
         p.stage, p.stage_step = p.stage - 1, done["steps"]
         p.tokens, p.seconds = done["tokens"], done["seconds"]
@@ -512,21 +499,22 @@ def restore(run: Run, saved: dict) -> None:
 # ---- the step ------------------------------------------------------------------------------------
 
 def step(run: Run) -> dict:
-    """One step of the stage at hand; what is worth logging of it."""
-    p, stage, config = run.progress, stages[run.progress.stage], run.net.config
+    """One step of the stage at hand; what of it is logged."""
+    p, stage, config = run.progress, run.stage, run.net.config
     began = time.perf_counter()
     # 1. batch: about as many tokens as in any other
     rows = next_rows(run)
     tokens = pad(rows, config.pad_id)
     text = (tokens < config.n_text).sum(1)
+    total = int(text.sum())
     # 2. masks
     chance = torch.Generator().manual_seed(draw_seed(seed, 1, p.step))
     masks = draw_masks(tokens, config, stage["mask_rate"], stage["replay"], chance)
     # 3. loss, 4. backward: in micro-batches that fit, summed over the processes
-    loss = accumulate_gradients(run, rows, masks, int(text.sum()))
-    loss = sum_over_processes(run.net, loss)
-    # 5. clip
-    norm = unscale_and_clip(run)
+    loss = sum_over_processes(run.net, accumulate_gradients(run, rows, masks, total))
+    # 5. clip: float16's loss scale comes off first
+    run.scaler.unscale_(run.optimizer)
+    norm = float(torch.nn.utils.clip_grad_norm_(run.net.parameters(), grad_clip or math.inf))
     # 6. update
     rate = set_learning_rate(run)
     updated = update_if_finite(run, loss, norm, rate)
@@ -537,15 +525,16 @@ def step(run: Run) -> dict:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
     p.step, p.stage_step = p.step + 1, p.stage_step + 1
-    p.tokens, p.seconds = p.tokens + int(text.sum()), p.seconds + seconds
+    p.tokens, p.seconds = p.tokens + total, p.seconds + seconds
     hidden = masks.masked.sum(1) / text
     return {"loss": loss, "lr": rate, "mask_rate": float(hidden.mean()), "grad_norm": norm,
-            "tokens_per_second": int(text.sum()) / seconds, "memory_gb": peak_memory_gb(run.where)}
+            "tokens_per_second": total / seconds, "memory_gb": peak_memory_gb(run.where),
+            **({"overflows": p.overflows} if run.scaler.is_enabled() else {})}
 
 
 def next_rows(run: Run) -> list[Tensor]:
     """The rows of this step's batch; a function of (seed, stage, step) alone."""
-    p, stream = run.progress, run.streams[stages[run.progress.stage]["data"]]
+    p, stream = run.progress, run.stream(run.stage)
     epoch, index = divmod(p.stage_step, run.plan[p.stage].per_epoch)
     if run.epoch != (p.stage, epoch):
         rng = np.random.default_rng(draw_seed(seed, 3, p.stage, epoch))
@@ -554,9 +543,8 @@ def next_rows(run: Run) -> list[Tensor]:
 
 
 def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int) -> Tensor:
-    """Forward and backward of this process's rows, every WORLD-th: the loss in nats per token, of
-    `total` in the batch. Where memory runs out, micro-batches are halved and the batch is begun
-    again."""
+    """Forward and backward of this process's rows, every WORLD-th: the loss in nats per token, of `total` in
+    the batch. Where memory runs out, micro-batches are halved and the batch is begun again."""
     masks, rows = Masks(*(x[RANK::WORLD] for x in masks)), rows[RANK::WORLD]
     while True:
         run.optimizer.zero_grad(set_to_none=True)
@@ -571,22 +559,21 @@ def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int)
                 run.scaler.scale(nats).backward()
                 loss += nats.detach()
             return loss
-        except RuntimeError as error:  # a GPU's OutOfMemoryError is one, a CPU's has no name
+        except RuntimeError as error:  # OutOfMemoryError is a GPU's; a CPU's has no name
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
         if run.micro == 1:
-            fail(f"out of memory with one example of {max(map(len, rows))} tokens: "
-                 "try config/memory_efficient.py, a smaller block_size or a smaller model")
+            fail(f"out of memory with one row of {max(map(len, rows))} tokens: try "
+                 "config/memory_efficient.py, a smaller block_size or a smaller model")
         run.micro //= 2
-        run.say(f"out of memory: micro-batches of {run.micro} from here on, "
-                "accumulated to the same effective batch")
+        run.say(f"out of memory: micro-batches of {run.micro} from here on, in the same effective batch")
         if run.where.type == "cuda":  # only here does no traceback hold the activations any more
             torch.cuda.empty_cache()
 
 
 def micro_batches(run: Run, rows: list[Tensor], masks: Masks) -> Iterator[tuple[Tensor, Masks]]:
-    """Cut a batch into micro-batches of at most run.micro * block_size tokens, each padded to its
-    own longest row, with its part of the masks."""
+    """Micro-batches of at most run.micro * block_size tokens, each padded to its own longest row, with its
+    part of the masks."""
     size = max(1, run.micro * block_size // max(map(len, rows), default=1))
     for i in range(0, len(rows), size):
         tokens = pad(rows[i:i + size], run.net.config.pad_id)
@@ -595,7 +582,7 @@ def micro_batches(run: Run, rows: list[Tensor], masks: Masks) -> Iterator[tuple[
 
 
 def agree(value: float, how, where: torch.device) -> float:
-    """One number from every process's, the same for all: their sum, their smallest, ..."""
+    """One number from every process's: their sum, their smallest, ..."""
     if WORLD == 1:
         return value
     shared = torch.tensor(float(value), device=where)
@@ -604,7 +591,7 @@ def agree(value: float, how, where: torch.device) -> float:
 
 
 def sum_over_processes(net: DiffusionModel, loss: Tensor) -> float:
-    """Data parallelism: add up the processes' gradients, in place, and their losses, in one buffer."""
+    """Data parallelism: add up the processes' gradients, in place, and losses, in one buffer."""
     if WORLD > 1:
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
         flat = torch.cat([g.flatten() for g in grads] + [loss[None]])
@@ -615,27 +602,25 @@ def sum_over_processes(net: DiffusionModel, loss: Tensor) -> float:
     return loss.item()
 
 
-def unscale_and_clip(run: Run) -> float:
-    """Take float16's loss scale off the gradients and bring their norm down to grad_clip; what it was."""
-    run.scaler.unscale_(run.optimizer)
-    return float(torch.nn.utils.clip_grad_norm_(run.net.parameters(), grad_clip or math.inf))
-
-
 def set_learning_rate(run: Run) -> float:
-    """Warm-up and cosine over the stage, or over the run with carry_over."""
+    """Linear warm-up, then a cosine down to min_lr (Loshchilov & Hutter, 1608.03983), over the stage, or over
+    the run with carry_over."""
     p = run.progress
-    done, steps = p.stage_step, run.plan[p.stage].steps
-    if carry_over:
-        done, steps = p.step, sum(part.steps for part in run.plan)
-    scale = stages[p.stage]["lr_factor"] * lr_scale(done, steps)
+    done, steps = (p.step, run.steps) if carry_over else (p.stage_step, run.plan[p.stage].steps)
+    warmup = min(warmup_steps, steps // 10)
+    if done < warmup:
+        share = (done + 1) / warmup
+    else:
+        way = (done - warmup) / max(1, steps - warmup)
+        share = min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * way))
+    share *= run.stage["lr_factor"]
     for group in run.optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * scale
-    return learning_rate * scale
+        group["lr"] = group["peak_lr"] * share
+    return learning_rate * share
 
 
 def update_if_finite(run: Run, loss: float, norm: float, rate: float) -> bool:
-    """Step the optimizer, unless loss or gradient is not finite; too many such steps in a row end
-    the run."""
+    """Step the optimizer, unless loss or gradient is not finite; too many such steps in a row end the run."""
     p, scaler = run.progress, run.scaler
     finite = math.isfinite(loss) and math.isfinite(norm)
     # in float16 a gradient too large for the loss scale is no fault: the scale is halved
@@ -648,9 +633,8 @@ def update_if_finite(run: Run, loss: float, norm: float, rate: float) -> bool:
     if p.bad_steps:
         run.say(f"step {p.step + 1}: loss {loss}, gradient norm {norm}: step skipped")
     if p.bad_steps == MAX_BAD_STEPS:
-        fail(f"stopped: {MAX_BAD_STEPS} steps in a row without a finite loss (last: loss {loss}, gradient "
-             f"norm {norm}, learning rate {rate:.2g}); the checkpoints in {out_dir} are from before; "
-             "try a lower learning_rate")
+        fail(f"stopped: {MAX_BAD_STEPS} steps in a row without a finite loss, at learning rate {rate:.2g}: "
+             f"try a lower one; the checkpoints in {out_dir} are from before")
     return finite
 
 
@@ -667,7 +651,9 @@ def train(run: Run) -> None:
             line = step(run)
             last = p.stage_step == steps
             if p.step % log_interval == 0 or last:
-                run.log_step(line)
+                line = run.write_log(line)
+                if run.display:
+                    run.display.step(run, line)
             if p.step % eval_interval == 0 or last:
                 evaluate(run, final=last and p.stage + 1 == len(stages))
                 ended = out_of_patience(p)
@@ -681,19 +667,17 @@ def train(run: Run) -> None:
 
 
 def begin_stage(run: Run) -> None:
-    """Reset what a stage counts for itself, and log what it is about to do."""
-    p, stage = run.progress, stages[run.progress.stage]
-    stream, config = run.streams[stage["data"]], run.net.config
+    """Reset what a stage counts for itself, and log what it will do."""
+    p, stage, config = run.progress, run.stage, run.net.config
+    stream, steps = run.stream(stage), run.plan[p.stage].steps
     p.stage_best, p.since_stage_best, p.tokens, p.seconds, p.before = math.inf, 0, 0, 0.0, p.bound
     if not carry_over and p.stage > 0:
         run.optimizer = make_optimizer(run.net)
     # what its masks will be like
     tokens = pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id)
     seen = draw_masks(tokens, config, stage["mask_rate"], generator=torch.Generator().manual_seed(seed))
-    rates = seen.masked.sum(1) / (tokens < config.n_text).sum(1)
-    examples, steps = len(stream.offsets) - 1, run.plan[p.stage].steps
-    run.write_log({"step": p.step, "epoch": 0.0, "stage": p.stage + 1, "event": "stage",
-                   "name": stage["name"], "examples": examples, "steps": steps,
+    rates, examples = seen.masked.sum(1) / (tokens < config.n_text).sum(1), len(stream.offsets) - 1
+    run.write_log({"event": "stage", "name": stage["name"], "examples": examples, "steps": steps,
                    "mask_rate_low": float(rates.min()), "mask_rate_high": float(rates.max()),
                    "val_before": number(p.before)})
     run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, "
@@ -701,9 +685,8 @@ def begin_stage(run: Run) -> None:
 
 
 def evaluate(run: Run, final: bool) -> None:
-    """The full-range bound of the validation text in bits per byte, into the log; the best
-    checkpoints; a sample."""
-    p, stage, tokenizer = run.progress, stages[run.progress.stage], run.tokenizer
+    """The validation text's full-range bound in bits per byte; a sample; the best checkpoints."""
+    p = run.progress
     if RANK == 0:
         judged = run.net
         if ema:
@@ -714,23 +697,24 @@ def evaluate(run: Run, final: bool) -> None:
         with run.autocast:
             bound = held_out_bound(judged, rows, points * (4 if final else 1), seed=0)
         nats = float(bound.per_sequence.sum())
-        p.bound = nats / math.log(2) / sum(len(tokenizer["tokens"][t].encode("latin-1")) for t in text)
-        run.write_log({"step": p.step, "epoch": run.epochs_done, "stage": p.stage + 1,
-                       "val_bits_per_byte": number(p.bound),
+        p.bound = nats / math.log(2) / len(run.text(text))
+        run.write_log({"val_bits_per_byte": number(p.bound),
                        "val_perplexity": math.exp(min(700, nats / len(text)))})
         if sample_tokens:
-            write_sample(run, judged, stage["name"])
-        run.say(f"step {p.step:,} {stage['name']}: validation bound {p.bound:.4f} bits per byte"
+            line = {"step": p.step, "stage": run.stage["name"], "seed": seed, "val_bits_per_byte": p.bound,
+                    "text": sample_from(run, judged)}
+            with open(f"{out_dir}/samples.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        run.say(f"step {p.step:,} {run.stage['name']}: validation bound {p.bound:.4f} bits per byte"
                 + (" (best)" if p.bound < p.best else ""))
         judged.train()
     p.bound = agree(p.bound if RANK == 0 else 0.0, dist.ReduceOp.SUM, run.where)
-    for scope, file_name in (("stage_", f"best_stage{p.stage + 1}.pt"), ("", "best.pt")):
-        better = p.bound < getattr(p, scope + "best")
-        setattr(p, f"since_{scope}best", 0 if better else getattr(p, f"since_{scope}best") + 1)
-        if better:
-            setattr(p, scope + "best", p.bound)
-            if RANK == 0:
-                save(f"{out_dir}/{file_name}", checkpoint(run))
+    record = vars(p)
+    for best, file_name in (("stage_best", f"best_stage{p.stage + 1}.pt"), ("best", "best.pt")):
+        record[f"since_{best}"] += 1
+        if p.bound < record[best]:
+            record[best], record[f"since_{best}"] = p.bound, 0
+            save(f"{out_dir}/{file_name}", checkpoint(run))
 
 
 def validation(run: Run) -> tuple[list[Tensor], int]:
@@ -740,21 +724,12 @@ def validation(run: Run) -> tuple[list[Tensor], int]:
     return rows, math.ceil(eval_masks / len(rows))
 
 
-def sample_from(run: Run, net: DiffusionModel) -> list[int]:
-    """The tokens of a text from nothing."""
+def sample_from(run: Run, net: DiffusionModel) -> str:
+    """A text from nothing."""
     start = torch.full((1, min(sample_tokens, block_size)), net.config.mask_id)
     with run.autocast:
         *_, last = denoise(net, start, [seed], Sampling(steps=32))
-    return last.tokens[0].tolist()
-
-
-def write_sample(run: Run, net: DiffusionModel, stage_name: str) -> None:
-    """A text from nothing, into samples.jsonl."""
-    pieces = [run.tokenizer["tokens"][t].encode("latin-1") for t in sample_from(run, net)]
-    line = {"step": run.progress.step, "stage": stage_name, "seed": seed,
-            "val_bits_per_byte": run.progress.bound, "text": b"".join(pieces).decode("utf-8", "replace")}
-    with open(f"{out_dir}/samples.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return run.text(last.tokens[0].tolist()).decode("utf-8", "replace")
 
 
 def out_of_patience(p: Progress) -> str:
@@ -767,11 +742,11 @@ def out_of_patience(p: Progress) -> str:
 
 
 def end_stage(run: Run, ended: str) -> None:
-    """Record how the stage went, and go on to the next one, or past the last."""
-    p, stage = run.progress, stages[run.progress.stage]
-    p.results.append({"stage": p.stage + 1, "name": stage["name"],
-                      "epochs": p.stage_step / run.plan[p.stage].per_epoch, "steps": p.stage_step,
-                      "tokens": p.tokens, "seconds": round(p.seconds, 3), "bound_before": number(p.before),
+    """Record how the stage went, and go on to the next, or past the last."""
+    p = run.progress
+    p.results.append({"stage": p.stage + 1, "name": run.stage["name"],
+                      "epochs": run.epochs, "steps": p.stage_step, "tokens": p.tokens,
+                      "seconds": round(p.seconds, 3), "bound_before": number(p.before),
                       "best_bound": number(p.stage_best), "last_bound": number(p.bound), "ended": ended})
     p.stage, p.stage_step = len(stages) if ended.startswith("stopped early") else p.stage + 1, 0
     if RANK == 0:
@@ -789,77 +764,70 @@ def number(value: float) -> float | None:
 def checkpoint(run: Run) -> dict:
     """What best.pt holds: the model, and how it came about."""
     p = run.progress
-    at = min(p.stage, len(stages) - 1)
-    streams = {STREAMS[key]: stream.digest for key, stream in run.streams.items()}
-    training = {"dataset": run.book, "data": streams, "knobs": run.knobs, "effective_batch": run.effective,
-                "step": p.step, "stage": p.stage + 1, "stage_name": stages[at]["name"],
-                "epoch": p.stage_step / run.plan[at].per_epoch, "val_bits_per_byte": p.bound}
-    return checkpoint_of(run.net, run.tokenizer, training=training) | {"model": run.weights}
+    training = {"dataset": run.knobs["dataset"], "data": run.digests, "knobs": run.knobs,
+                "effective_batch": run.effective, "step": p.step, "stage": p.stage + 1,
+                "stage_name": run.stage["name"], "epoch": run.epochs, "val_bits_per_byte": p.bound}
+    whole = checkpoint_of(run.net, run.tokenizer, training=training)
+    return whole | {"model": run.average or whole["model"]}
 
 
 def save_latest(run: Run) -> None:
     """latest.pt: a checkpoint and all that resuming needs."""
-    if RANK == 0:
-        whole = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-                 "progress": asdict(run.progress)}
-        raw = {"raw": run.net.state_dict()} if ema else {}
-        save(f"{out_dir}/latest.pt", checkpoint(run) | whole | raw)
+    whole = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+             "progress": asdict(run.progress)}
+    raw = {"raw": run.net.state_dict()} if ema else {}
+    save(f"{out_dir}/latest.pt", checkpoint(run) | whole | raw)
 
 
 def save(path: str, content: dict) -> None:
-    """save_checkpoint, with a full disk told in one line."""
-    try:
-        save_checkpoint(path, content)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            os.remove(f"{path}.writing")
-        could_not_write(path, error)
-
-
-def could_not_write(path: str, error: Exception) -> NoReturn:
-    """End in one line where the disk is full, or gone."""
-    fail(f"could not write {path} ({error}): free some space and continue with --resume; "
-         "the checkpoint saved before is whole")
+    """Write a checkpoint, whole, or leave the one that is there."""
+    if RANK == 0:
+        try:
+            with written(path, "wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:       # torch's way of saying that the disk is full
+            raise OSError(None, str(error), path) from error
 
 
 def start_folder(run: Run) -> None:
-    """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, ... Keep the run's
-    configuration and the source it ran; of a resumed run's records, drop what it will write again."""
+    """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, ..., and of a resumed run's
+    records goes what it will write again. Keep the configuration and the source."""
     try:
         os.makedirs(out_dir, exist_ok=True)
         run.hold = hold_folder()
     except OSError as error:
         fail(f"nothing can be written to out_dir={out_dir!r}: {error.strerror}")
-    if os.path.exists(f"{out_dir}/latest.pt") and not resume:
+    if resume:
+        for name in ("log.jsonl", "samples.jsonl"):
+            truncate_log(f"{out_dir}/{name}", run.progress.step)
+    elif os.path.exists(f"{out_dir}/latest.pt"):
         move_aside(run)
-    elif not resume:        # records of a run that was stopped before its first checkpoint
-        for name in {"log.jsonl", "samples.jsonl", "curves.svg"} & {*os.listdir(out_dir)}:
-            os.remove(f"{out_dir}/{name}")
+    else:        # records of a run that was stopped before its first checkpoint
+        for name in ("log.jsonl", "samples.jsonl", "curves.svg"):
+            Path(out_dir, name).unlink(missing_ok=True)
         shutil.rmtree(f"{out_dir}/tensorboard", ignore_errors=True)
     os.makedirs(f"{out_dir}/source", exist_ok=True)
-    for path in (__file__, model_file.__file__):
-        shutil.copy(path, f"{out_dir}/source/")
+    for name in ("train.py", "model.py"):
+        shutil.copy(Path(__file__).with_name(name), f"{out_dir}/source/")
     if run.teacher and not resume:      # its own file may be gone, or another, when this run is resumed
         of_teacher = {"model": run.teacher.state_dict(), "config": asdict(run.teacher.config)}
         save(f"{out_dir}/teacher.pt", checkpoint(run) | of_teacher)
     write_json(f"{out_dir}/config.json", run.knobs)
-    for name in ("log.jsonl", "samples.jsonl") if resume else ():
-        truncate_log(f"{out_dir}/{name}", run.progress.step)
 
 
 def move_aside(run: Run) -> None:
-    """The earlier run to a previous folder; one that was stopped doing so left latest.pt for the last, and is
-    now completed."""
-    count = next(n for n in range(1, sys.maxsize) if not os.path.exists(f"{out_dir}/previous{n}/latest.pt"))
-    os.makedirs(f"{out_dir}/previous{count}", exist_ok=True)
+    """The earlier run to a folder of its own, latest.pt last: a move that was stopped is completed."""
+    folders = (f"{out_dir}/previous{n}" for n in count(1))
+    folder = next(folder for folder in folders if not os.path.exists(f"{folder}/latest.pt"))
+    os.makedirs(folder, exist_ok=True)
     for name in sorted(os.listdir(out_dir), key="latest.pt".__eq__):
         if re.search(r"\.(pt|jsonl?|html|svg)$|^(tensorboard|source)$", name):
-            shutil.move(f"{out_dir}/{name}", f"{out_dir}/previous{count}/{name}")
-    run.say(f"the earlier run in {out_dir}/ is now in {out_dir}/previous{count}/")
+            shutil.move(f"{out_dir}/{name}", f"{folder}/{name}")
+    run.say(f"the earlier run in {out_dir}/ is now in {folder}/")
 
 
 def hold_folder() -> TextIO:
-    """Out_dir for this run alone, for as long as its process lives; fail() where another has it."""
+    """out_dir for this run alone, for as long as its process lives; fail() where another has it."""
     file = open(f"{out_dir}/lock", "w")
     try:
         if os.name == "nt":
@@ -869,20 +837,19 @@ def hold_folder() -> TextIO:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        fail(f"another run is writing to {out_dir}/: wait for its end, or give this one its own --out_dir")
+        fail(f"another run is writing to {out_dir}/: give this one its own --out_dir, or wait")
     return file
 
 
 def truncate_log(path: str, step: int) -> None:
     """Drop the lines after `step`, the line of a stage that begins there, and a half-written last one."""
-    if not os.path.exists(path):
-        return
-    with open(path, encoding="utf-8") as file:
-        lines = [line for line in file if line.endswith("\n")]
-    with written(path) as file:
-        for line, record in zip(lines, map(json.loads, lines)):
-            if record["step"] < step or record["step"] == step and record.get("event") != "stage":
-                file.write(line)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            lines = [line for line in file if line.endswith("\n")]
+        with written(path) as file:
+            for line, record in zip(lines, map(json.loads, lines)):
+                if record["step"] < step + (record.get("event") != "stage"):
+                    file.write(line)
 
 
 class Log:
@@ -894,11 +861,10 @@ class Log:
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
-                purge = run.progress.step + 1 if resume else None
-                self.board = SummaryWriter(f"{out_dir}/tensorboard", purge_step=purge)
-            # whatever is wrong with its many parts, training does without it
-            except Exception as error:
-                run.say(f"no TensorBoard, log.jsonl alone is written ({type(error).__name__}: {error})")
+                self.board = SummaryWriter(f"{out_dir}/tensorboard",
+                                           purge_step=run.progress.step + 1 if resume else None)
+            except Exception as error:      # whatever is wrong with its many parts
+                run.say(f"no TensorBoard, log.jsonl alone ({type(error).__name__}: {error})")
         if wandb_project:
             try:
                 import wandb
@@ -911,9 +877,8 @@ class Log:
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         numbers = {key: x for key, x in line.items() if isinstance(x, (int, float)) and key != "step"}
-        if self.board:
-            for key, value in numbers.items():
-                self.board.add_scalar(key, value, line["step"])
+        for key, value in numbers.items() if self.board else ():
+            self.board.add_scalar(key, value, line["step"])
         if self.wandb:
             self.wandb.log(numbers, step=line["step"])
 
@@ -924,9 +889,9 @@ class Log:
 
 
 class Display:
-    """A moving bar where there is a terminal, plain lines where there is none; everything on stderr."""
+    """On stderr: a moving bar where there is a terminal, plain lines where there is none."""
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, run: Run):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
@@ -936,7 +901,7 @@ class Display:
         bar = [BarColumn(16)] if self.console.width >= 80 else []       # the loss and the bound come first
         self.bar = Progress(*bar, MofNCompleteColumn(), left, text, expand=True,
                             console=self.console, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task("", total=total, completed=done)
+        self.task = self.bar.add_task("", total=run.steps, completed=run.progress.step)
         self.bar.start()
         self.printed, self.steps = time.time(), 0
 
@@ -944,17 +909,17 @@ class Display:
         p = run.progress
         known = "" if math.isnan(p.bound) else f"bound {p.bound:.3f} "
         left = p.seconds / p.stage_step * (run.plan[p.stage].steps - p.stage_step)
-        text = (f"loss {line['loss']:.3f} {known}{stages[p.stage]['name']} epoch {line['epoch']:.1f} "
+        text = (f"loss {line['loss']:.3f} {known}{run.stage['name']} epoch {line['epoch']:.1f} "
                 f"rate {line['mask_rate']:.2f} {line['tokens_per_second']:,.0f} tok/s, "
                 f"{left / 60:.0f} min left in the stage")
         self.bar.update(self.task, completed=p.step, description=text)
         self.steps += 1
         if self.steps == 3:
-            rest = p.seconds / p.stage_step * (self.bar.tasks[0].total - p.step)
+            rest = p.seconds / p.stage_step * (run.steps - p.step)
             self.say(f"about {duration(rest)} to go; Ctrl-C stops, --resume goes on"
                      + ("; config/demo.py takes minutes" if rest > 3600 else ""))
         if not self.console.is_terminal and time.time() - self.printed > 10:
-            self.say(f"step {p.step:,} of {self.bar.tasks[0].total:,}: {text}")
+            self.say(f"step {p.step:,} of {run.steps:,}: {text}")
 
     def say(self, text: str) -> None:
         self.printed = time.time()
@@ -963,28 +928,14 @@ class Display:
 
 # ---- the plan ------------------------------------------------------------------------------------
 
-def plan_stages(streams: dict[str, Stream], effective: int) -> list[StagePlan]:
-    """Steps and tokens of each stage at `effective` rows a step."""
-    plan = []
-    for stage in stages:
-        stream = streams[stage["data"]]
-        per_epoch = stream.batches_per_epoch(block_size, effective * block_size)
-        steps = max(1, round(stage["epochs"] * per_epoch))
-        steps = min(steps, stage["max_steps"]) if stage["max_steps"] else steps
-        lengths = np.diff(stream.pieces(block_size))
-        tokens = int(len(stream.tokens) * steps / per_epoch)
-        plan.append(StagePlan(per_epoch, steps, tokens, int((lengths * lengths).sum() / lengths.sum())))
-    return plan
-
-
 def mean_rate(stage: dict) -> float:
     """The share of a stage's tokens that is masked."""
     return (1 - stage["replay"]) * sum(stage["mask_rate"]) / 2 + stage["replay"] / 2
 
 
 def measured_seconds(run: Run) -> list[float]:
-    """Of a step in each stage, from up to five after one to warm up; and last, of an evaluation with its
-    sample, from a batch of it. Where steps take long, one is enough."""
+    """Of a step in each stage, from up to five after one to warm up, or one where it takes long; and last, of
+    an evaluation with its sample, from a batch of it."""
     from rich.console import Console
     from rich.progress import track
     taken = [[] for _ in stages]
@@ -1008,13 +959,6 @@ def measured_seconds(run: Run) -> list[float]:
             (judged - began) * share + time.perf_counter() - judged]
 
 
-def literature_fit(unique_tokens: int) -> tuple[float, float]:
-    """(parameters, epochs) that the fit of arXiv 2510.03280 chooses, as the power laws through its
-    values at 100K and 500K tokens."""
-    x = math.log(unique_tokens / 1e5) / math.log(5)
-    return 7e6 * 2 ** x, 100 * 1.35 ** x
-
-
 def duration(seconds: float) -> str:
     """For people: 42 s, 12 min, 5 h 34 min."""
     if seconds < 100:
@@ -1024,41 +968,40 @@ def duration(seconds: float) -> str:
 
 
 def print_plan(run: Run) -> None:
-    """The dry run: what would be trained, on what, for how long, and what the literature says of it."""
+    """The dry run: what would be trained, on what, for how long; what the literature says of it."""
     from rich.console import Console
     from rich.table import Table
-    console, config = Console(soft_wrap=True, highlight=False), run.net.config
+    console, config, memory = Console(soft_wrap=True, highlight=False), run.net.config, run.memory()
     sizes = count_parameters(config)
-    memory = run.memory(run.micro)
     console.print("Parameters: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
     console.print(f"Memory (estimate): {memory['training_gb']:.2f} GB to train in micro-batches of "
                   f"{run.micro}, {memory['inference_gb']:.2f} GB to sample; "
                   f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
     table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (from measured steps)",
-                  title=f"{sum(part.steps for part in run.plan):,} steps")
-    flops, (*seconds, evaluation) = 0, measured_seconds(run)
+                  title=f"{run.steps:,} steps")
+    flops, taken, (*seconds, evaluation) = 0, 0.0, measured_seconds(run)
     for stage, part, each in zip(stages, run.plan, seconds):
         low, high = stage["mask_rate"]
-        rate = 1.0 if causal else mean_rate(stage)
-        of_stage = training_flops(config, part.tokens, int(part.tokens * rate), part.length)
-        flops += of_stage
+        predicted = int(part.tokens * (1 if causal else mean_rate(stage)))
+        of_stage = training_flops(config, part.tokens, predicted, part.length)
+        flops, taken = flops + of_stage, taken + each * part.steps
         table.add_row(stage["name"], stage["data"], f"{low}-{high}", f"{part.steps:,}", f"{part.tokens:,}",
                       f"{of_stage:.2e}", duration(each * part.steps))
     console.print(table)
-    unique, total = len(run.streams["stage3"].tokens), sum(part.tokens for part in run.plan)
-    epochs, critical = total / unique, 2.12e15 * (unique / 1e6) ** 2.174
-    size, best_epochs = literature_fit(unique)
+    unique = len(run.streams["stage3_train"].tokens)
+    epochs, critical = sum(part.tokens for part in run.plan) / unique, 2.12e15 * (unique / 1e6) ** 2.174
+    # 2510.03280's fit as power laws through its values at 100K and 500K tokens
+    fivefold = math.log(unique / 1e5) / math.log(5)
+    size, best_epochs = 7e6 * 2 ** fivefold, 100 * 1.35 ** fivefold
     ends = list(accumulate(part.steps for part in run.plan))
     # the last is fourfold
     judging = evaluation * (3 + len({*ends, *range(eval_interval, ends[-1], eval_interval)}))
-    time_needed = sum(each * part.steps for each, part in zip(seconds, run.plan)) + judging
     console.print(
-        f"All of it: {flops:.2e} FLOPs, {duration(time_needed)}, of which {duration(judging)} "
+        f"All of it: {flops:.2e} FLOPs, {duration(taken + judging)}, of which {duration(judging)} "
         f"for evaluations; {epochs:.0f} passes' worth of the book's {unique:,} training tokens.\n"
         "Extrapolation (arXiv 2507.15857, fitted on 25M-100M tokens): diffusion overtakes autoregression "
         f"above C_crit = {critical:.2e} FLOPs, this run is {flops / critical:.1f} times that. "
-        "Measured here on four books (README): not yet at 1.5e13 to 2.3e13, the tuned twin is ahead by "
-        ".014 to .188 bits per byte.\n"
+        "Measured on four books (README): not yet at 1.5e13 to 2.3e13.\n"
         "Extrapolation (same, Table 1): repeated data keeps its worth up to R* = "
         f"{31.19 if causal else 493.89} epochs for this objective; this run has {epochs:.0f}.\n"
         f"Extrapolation (arXiv 2510.03280): for this many tokens about {size / 1e6:.0f}M parameters and "
@@ -1068,8 +1011,8 @@ def print_plan(run: Run) -> None:
 # ---- from start to end ---------------------------------------------------------------------------
 
 def start(run: Run) -> None:
-    """The folder, the log, the display; Ctrl-C and SIGTERM end the run after the step at hand, a
-    second one at once."""
+    """The folder, the log, the display; Ctrl-C and SIGTERM end the run after the step at hand, a second one
+    at once."""
     if RANK == 0:
         start_folder(run)
         run.log = Log(run)
@@ -1080,24 +1023,22 @@ def start(run: Run) -> None:
         run.stop.append(number)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    p, total = run.progress, sum(part.steps for part in run.plan)
-    many = f", {WORLD} processes" if WORLD > 1 else ""
-    run.say(f"{f'resuming at step {p.step:,}' if resume else 'training'}: "
-            f"{count_parameters(run.net.config)['total']:,} parameters, {run.book}, {total:,} steps of "
-            f"{run.effective} rows in micro-batches of {run.micro}, {run.where}, {str(run.kind)[6:]}{many}")
-    run.display = Display(total, p.step) if RANK == 0 else None
+    size, many = count_parameters(run.net.config)["total"], f", {WORLD} processes" if WORLD > 1 else ""
+    run.say(f"{f'resuming at step {run.progress.step:,}' if resume else 'training'}: {size:,} parameters, "
+            f"{run.knobs['dataset']}, {run.steps:,} steps of {run.effective} rows in micro-batches of "
+            f"{run.micro}, {run.where}, {str(run.kind)[6:]}{many}")
+    run.display = Display(run) if RANK == 0 else None
     run.net.train()
 
 
 def draw_curves() -> None:
-    """out_dir/curves.svg from log.jsonl: loss and bound over steps, every other stage shaded, in colours
-    for a light page and a dark one. Training does without where matplotlib is missing."""
+    """out_dir/curves.svg where there is matplotlib: loss and bound over steps, every other stage shaded, in
+    colours for a light page and a dark one."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    with open(f"{out_dir}/log.jsonl", encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
+    lines = [json.loads(line) for line in Path(out_dir, "log.jsonl").read_text("utf-8").splitlines()]
     figure, grey = Figure((8, 3.2), layout="constrained"), "#808080"
     left = figure.subplots()
     right = left.twinx()
@@ -1113,8 +1054,9 @@ def draw_curves() -> None:
     for axis in (left, right):
         axis.tick_params(colors=grey)
         axis.spines[:].set_color(grey)
+    # where the disk is full, the run itself is safe
     with contextlib.suppress(OSError), written(f"{out_dir}/curves.svg", "wb") as file:
-        figure.savefig(file, format="svg", transparent=True)    # a full disk: the run itself is safe
+        figure.savefig(file, format="svg", transparent=True)
 
 
 def close_run(run: Run, text: str) -> None:
@@ -1138,7 +1080,8 @@ def main():
         close_run(run, f"done in {time.time() - began:,.0f} s: best validation bound {run.progress.best:.4f} "
                        f"bits per byte, in {out_dir}/best.pt; python sample.py writes with it")
     except OSError as error:
-        could_not_write(error.filename or f"to {out_dir}/", error)
+        fail(f"could not write {error.filename or f'to {out_dir}/'} ({error.strerror or error}): free some "
+             "space and continue with --resume; the checkpoint saved before is whole")
 
 
 if __name__ == "__main__":

@@ -241,7 +241,7 @@ def memory():
                 after.append(torch.cuda.memory_allocated())
             peak = (torch.cuda.max_memory_allocated() - held) / 1e9
             value = 4 if kind == full else 2
-            estimate = m.estimate_memory(config, batch, 512, value, checkpointing)["training_gb"]
+            estimate = m.estimate_memory(config, batch, value, checkpointing)["training_gb"]
             notes.append(f"{peak:.2f} GB measured, {estimate:.2f} estimated ({estimate / peak - 1:+.0%}), "
                          f"{(after[-1] - after[1]) / 1e6:+.1f} MB over {len(after)} steps")
             del net, optimizer, tokens, masks

@@ -65,7 +65,7 @@ def make_world(folder):
     torch.manual_seed(1)
     net = m.DiffusionModel(m.Config(tokenizer["vocab_size"], 32, 1, 2, 16))
     (folder / "out").mkdir(exist_ok=True)
-    m.save_checkpoint(str(folder / "out/best.pt"), m.checkpoint_of(net, tokenizer, training={"dataset": "tale", "step": 7}))
+    torch.save(m.checkpoint_of(net, tokenizer, training={"dataset": "tale", "step": 7}), folder / "out/best.pt")
 
 
 def contents(folder):

@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from test_serve import ROOT, prepared, serving
 
-from model import Config, DiffusionModel, checkpoint_of, draw_masks, save_checkpoint, weighted_loss
+from model import Config, DiffusionModel, checkpoint_of, draw_masks, weighted_loss
 from prepare import Tokenizer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -49,9 +49,9 @@ def folder(tmp_path_factory):
             optimizer.step()
     (folder / "out").mkdir(exist_ok=True)
     training = {"dataset": "tale", "step": 60, "stage": 1, "epoch": 77.0, "val_bits_per_byte": 2.5}
-    save_checkpoint(str(folder / "out/read.pt"), checkpoint_of(model, saved, training=training))
+    torch.save(checkpoint_of(model, saved, training=training), folder / "out/read.pt")
     twin = DiffusionModel(Config(saved["vocab_size"], block_size=192, n_layer=1, n_head=2, n_embd=32, causal=True))
-    save_checkpoint(str(folder / "out/twin.pt"), checkpoint_of(twin, saved, training=training))
+    torch.save(checkpoint_of(twin, saved, training=training), folder / "out/twin.pt")
     return folder
 
 

@@ -290,7 +290,7 @@ def trained_on(passage, folder, name, steps=0, causal=False, **training):
 
 def saved(folder, out, checkpoint):
     (folder / out).mkdir(exist_ok=True)
-    m.save_checkpoint(str(folder / out / "best.pt"), checkpoint)
+    torch.save(checkpoint, folder / out / "best.pt")
 
 
 def stream(folder, name):
