@@ -5,8 +5,8 @@
     python evaluate.py --compare=out_causal,out_no_curriculum  # side by side; a causal one judges samples too
     python evaluate.py --text1="It was dark." --text2=chapter.txt  # only compare two texts
 
-Every draw comes from --seed: the same evaluation on the same machine gives the same numbers, times and memory
-excepted. What cannot be measured is null in the file, with the reason in its `notes`.
+One seed on one machine gives the same numbers again, but for times and memory. What cannot be measured is
+null, with the reason in `notes`.
 """
 import base64
 import bz2
@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from itertools import chain, cycle, groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -63,13 +64,10 @@ RUN = 8                 # in runs of this many neighbouring passages, about a sc
 # ---- an n-gram model
 
 class NGram:
-    """Interpolated Kneser-Ney (Chen and Goodman 1999, sec. 2.7), learnt from lists of ids 0 .. vocab-1, the
-    unigram interpolated with the uniform distribution, so that every token has a probability.
-
-    The discount of each order is n1 / (n1 + 2·n2) (Ney et al. 1994). A sequence begins without context: its
-    first tokens are predicted by lower orders, whose counts are of distinct left neighbours, the beginning
-    of a sequence being one. NLTK's model is the same but for the discount, and takes 24 ms a token.
-    """
+    """Interpolated Kneser-Ney (Chen and Goodman 1999, sec. 2.7) of ids 0 .. vocab-1, down to the uniform
+    distribution; an order's discount is n1 / (n1 + 2·n2) (Ney et al. 1994). A sequence begins without
+    context: its first tokens are predicted by lower orders, whose counts are of distinct left neighbours,
+    the beginning being one. NLTK's model is the same but for the discount, and takes 24 ms a token."""
 
     def __init__(self, order, vocab, sequences):
         self.vocab, self.tables = vocab, []     # discount, counts, by context their sum and number
@@ -77,8 +75,7 @@ class NGram:
             grams = [(s[i - 1] if i else None, *s[i:i + k]) for s in sequences for i in range(len(s) - k + 1)]
             counts = Counter(gram[1:] for gram in (grams if k == order else set(grams)))
             seen = Counter(counts.values())
-            # without a count of one, any discount will do
-            discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5
+            discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5    # of none, any will do
             total, distinct = Counter(), Counter()
             for gram, count in counts.items():
                 total[gram[:-1]] += count
@@ -93,7 +90,7 @@ class NGram:
             for k, (discount, counts, total, distinct) in enumerate(self.tables[:i + 1]):
                 gram = tuple(tokens[i - k:i + 1])
                 context = gram[:-1]
-                if context not in total:    # then no longer context was seen either
+                if context not in total:    # nor any longer one
                     break
                 p = (max(counts[gram] - discount, 0) + discount * distinct[context] * p) / total[context]
             result[i] = -math.log(p)
@@ -107,7 +104,7 @@ PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff
 
 
 def passages_of(text, length):
-    """Consecutive passages of `length` words, or a few more, for none is cut; the rest is dropped."""
+    """Consecutive passages of `length` words, or a few more where a piece has several; no rest."""
     passages, begin, count = [], 0, 0
     for piece in PIECE.finditer(text):
         count += len(words_of(piece[0]))
@@ -131,8 +128,8 @@ def mattr(words, window=50):
 
 
 def mtld(words, threshold=0.72):
-    """Words per factor, a factor being a stretch in which the type-token ratio falls to the threshold; mean
-    of reading forwards and backwards (McCarthy and Jarvis 2010). Infinite for a text without repetition."""
+    """Words per stretch in which the type-token ratio falls to the threshold, mean of both directions
+    (McCarthy and Jarvis 2010). Infinite without repetition."""
     def one_way(words):
         factors, seen, count = 0.0, set(), 0
         for word in words:
@@ -147,14 +144,14 @@ def mtld(words, threshold=0.72):
 
 
 def burrows_delta(first, second, spread):
-    """How far two texts' relative frequencies (W,) lie apart, in standard deviations of a corpus, `spread`
-    (W,); the mean over words that vary (Burrows 2002; this form: Argamon 2008)."""
+    """Mean distance of relative frequencies (W,) in standard deviations `spread` (W,), over words that vary
+    (Burrows 2002; this form: Argamon 2008)."""
     varies = spread > 0
     return float(np.mean(np.abs(first - second)[varies] / spread[varies]))
 
 
 def jensen_shannon(p, q):
-    """Distance of two count vectors' distributions, 0 (the same) to 1 (nothing in common, or none in one)."""
+    """Distance of two count vectors, 0 (the same distribution) to 1 (nothing in common, or none in one)."""
     from scipy.spatial.distance import jensenshannon
     return float(jensenshannon(p, q, base=2)) if np.any(p) and np.any(q) else 1.0
 
@@ -179,7 +176,7 @@ def entropy(texts):
 
 
 def self_bleu(texts):
-    """Mean BLEU-4 of each text (a list of words) against all others (Zhu et al., 1802.01886), or None."""
+    """Mean BLEU-4 of each text against all others (Zhu et al., 1802.01886), or None."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     if len(texts) < 2:
         return None
@@ -189,15 +186,15 @@ def self_bleu(texts):
 
 
 def as_characters(ids):
-    """Token ids as a str of one character each, in which Python's search finds runs of tokens."""
+    """Token ids as a str, in which `in` finds runs of them."""
     return "".join(map(chr, ids))
 
 
 def match_lengths(ids, source):
-    """For each position of ids, how many tokens from there on stand somewhere in source, both characters."""
+    """For each position of ids, how many tokens from there on stand in source, both `as_characters`."""
     lengths, length = [], 0
     for i in range(len(ids)):
-        length = max(length - 1, 0)         # what matched from i-1 still matches from i, one shorter
+        length = max(length - 1, 0)     # what matched from i-1 matches from i, one shorter
         while i + length < len(ids) and ids[i:i + length + 1] in source:
             length += 1
         lengths.append(length)
@@ -209,20 +206,15 @@ def memorization(texts, source, decode):
     COPIED and more, and by n the share of n-grams that source does not have."""
     source, total = as_characters(source), sum(map(len, texts))
     found = [match_lengths(as_characters(ids), source) for ids in texts]
-    copied, longest, passage = 0, 0, []
-    for ids, lengths in zip(texts, found):
-        end = 0                             # of the copied runs so far, which may overlap
-        for i, length in enumerate(lengths):
-            if length > longest:
-                longest, passage = length, ids[i:i + length]
-            if length >= COPIED:
-                copied += i + length - max(i, end)
-                end = i + length
+    longest = max((ids[i:i + n] for ids, lengths in zip(texts, found) for i, n in enumerate(lengths)),
+                  key=len, default=[])
+    copied = sum(len({j for i, n in enumerate(lengths) if n >= COPIED for j in range(i, i + n)})
+                 for lengths in found)
     novelty = {}
     for n in range(2, 17):
-        grams = [length for lengths in found for length in lengths[:max(0, len(lengths) - n + 1)]]
-        novelty[str(n)] = sum(length < n for length in grams) / len(grams) if grams else None
-    return {"longest_run_tokens": longest, "longest_run_text": decode(passage),
+        new = [length < n for lengths in found for length in lengths[:max(0, len(lengths) - n + 1)]]
+        novelty[str(n)] = sum(new) / len(new) if new else None
+    return {"longest_run_tokens": len(longest), "longest_run_text": decode(longest),
             "copied_share": copied / total if total else None, "tokens": total, "novelty": novelty}
 
 
@@ -252,7 +244,7 @@ STYLE = {       # label, unit, direction; those that are better lower are distan
 
 
 def parsed(text):
-    """(part-of-speech tags by sentence, phrases as "NP DT JJ NN") from TextBlob's lexicon."""
+    """(lists of part-of-speech tags by sentence, phrases as "NP DT JJ NN") from TextBlob's lexicon."""
     from textblob.en import parse
     sentences, phrases = [], []
     for line in parse(text).split("\n"):
@@ -303,8 +295,8 @@ class Passages:
             texts += group
         found = zip(*(traits(text, punkt, english) for text in texts))
         self.words, self.lengths, self.numbers, profiles = found
-        counts = {name: [p[name] for p in profiles] for name in profiles[0]}
-        self.tables = {name: DictVectorizer().fit_transform(column) for name, column in counts.items()}
+        self.tables = {name: DictVectorizer().fit_transform([p[name] for p in profiles])
+                       for name in profiles[0]}
         self.book = self.sums(self.rows["book"])
         self.top = np.argsort(-self.book["words"], kind="stable")[:150]
 
@@ -313,7 +305,7 @@ class Passages:
         return {name: np.asarray(table[rows].sum(0))[0] for name, table in self.tables.items()}
 
     def measure(self, rows):
-        """({measure: value}, relative frequencies of the top words here and in the rest of the book)."""
+        """({measure: value}, relative frequencies of the top words here and in the rest of the book)"""
         words, lengths = ([x for i in rows for x in lists[i]] for lists in (self.words, self.lengths))
         here, rest = self.sums(rows), self.book
         if rows[0] in self.rows["book"]:    # a draw from the book is not compared with itself
@@ -324,8 +316,7 @@ class Passages:
                   "coverage": here["words"][rest["words"] > 0].sum() / len(words)}
         values |= {name: np.mean([self.numbers[i][name] for i in rows]) for name in self.numbers[0]}
         values |= {name: jensen_shannon(here[name], rest[name]) for name in here if name != "words"}
-        frequencies = here["words"][self.top] / len(words), rest["words"][self.top] / rest["words"].sum()
-        return {name: float(value) for name, value in values.items()}, *frequencies
+        return values, here["words"][self.top] / len(words), rest["words"][self.top] / rest["words"].sum()
 
     def sentence_lengths(self, name):
         """Shares of a group's sentences that are of 1-5, 6-10, ... words, the last of 76 and more."""
@@ -338,45 +329,36 @@ def style(of_book, groups, english):
 
     K of these drawn in runs of neighbours, again and again (a block bootstrap, Künsch 1989; without
     replacement, for a passage that came twice would look repetitive), show how each measure varies where the
-    style is the book's by definition; profiles and coverage are taken against the rest of the book. `range`
-    holds 95 % of these draws. `distance` is the root mean square over the measures of the deviation in the
-    draws' standard deviations (upwards alone for what is itself a distance); 99 of 100 draws stay under
-    `limit`.
+    style is the book's by definition; profiles and coverage are against the rest of the book. `range` holds
+    95 % of the draws. `deviation` is in their standard deviations (upwards alone for what is itself a
+    distance), `distance` its root mean square over the measures; 99 of 100 draws stay under `limit`.
     """
     passages, rng = Passages(of_book, groups, english), np.random.default_rng(seed)
     n, size = len(of_book), len(next(iter(groups.values())))
-
-    def some_runs():
+    rows = []
+    for _ in range(REPLICATES):
         starts = rng.permutation(n // RUN)[:-(-size // RUN), None] * RUN
-        return (starts + np.arange(RUN) + rng.integers(n)).ravel()[:size] % n
-
-    draws = [passages.measure(some_runs()) for _ in range(REPLICATES)]
-    measured = {name: passages.measure(passages.rows[name]) for name in groups}
-    spread_of_words = np.std([here for _, here, _ in draws], axis=0)
-    for values, here, there in [*draws, *measured.values()]:
+        rows.append((starts + np.arange(RUN) + rng.integers(n)).ravel()[:size] % n)
+    found = [passages.measure(some) for some in rows + [passages.rows[group] for group in groups]]
+    spread_of_words = np.std([here for _, here, _ in found[:REPLICATES]], axis=0)
+    for values, here, there in found:
         values["delta"] = burrows_delta(here, there, spread_of_words)
-    draws, measured = [values for values, *_ in draws], {name: found[0] for name, found in measured.items()}
-    own = {name: np.array([values[name] for values in draws]) for name in STYLE if name in draws[0]}
-    own = {name: values for name, values in own.items() if values.std() > 0}    # others measure nothing
-
-    def deviations(values):
-        z = {name: float((values[name] - own[name].mean()) / own[name].std()) for name in own}
-        return {name: max(value, 0.0) if STYLE[name][2] == LESS else value for name, value in z.items()}
-
-    def distance(values):
-        return float(np.sqrt(np.mean(np.square(list(deviations(values).values())))))
-
-    limit = float(np.quantile([distance(values) for values in draws], 0.99))
-    distances = {name: distance(values) for name, values in measured.items()}
-    measures = {}
-    for name, values in own.items():
-        low, high = np.quantile(values, [0, 0.95] if STYLE[name][2] == LESS else [0.025, 0.975])
-        measures[name] = {"unit": STYLE[name][1], "range": [float(low), float(high)]}
-        for group, found in measured.items():
-            measures[name][group] = {"value": found[name], "deviation": deviations(found)[name]}
+    measures, deviations = {}, []
+    for name, (_, unit, better) in STYLE.items():
+        column = np.array([values.get(name, 0) for values, *_ in found])
+        own = column[:REPLICATES]
+        if own.std() > 0:       # else it measures nothing
+            z = (column - own.mean()) / own.std()
+            deviations.append(z.clip(0) if better == LESS else z)
+            measures[name] = {"unit": unit, "range": np.quantile(
+                own, [0, 0.95] if better == LESS else [0.025, 0.975]).tolist()}
+            for group, *own in zip(groups, column[REPLICATES:], deviations[-1][REPLICATES:]):
+                measures[name][group] = dict(zip(("value", "deviation"), map(float, own)))
+    distances = [float(np.sqrt(np.mean(np.square(z)))) for z in zip(*deviations)]
+    limit, distances = float(np.quantile(distances[:REPLICATES], 0.99)), distances[REPLICATES:]
     return {"passages": size, "words_per_passage": len(passages.words[0]), "limit": limit,
-            "distance": distances, "measures": measures,
-            "in_style": {name: value <= limit for name, value in distances.items()},
+            "distance": dict(zip(groups, distances)), "measures": measures,
+            "in_style": {group: value <= limit for group, value in zip(groups, distances)},
             "sentence_lengths": {name: passages.sentence_lengths(name) for name in passages.rows}}
 
 
@@ -411,10 +393,9 @@ def spread(items, n):
 # ---- similarity and diversity
 
 class Similarity:
-    """Similarity of texts in three respects, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD,
-    both learnt from the book (Deerwester et al. 1990), nothing below 0; lexical, shared words among all
-    words (Jaccard); syntactic, 1 - Jensen-Shannon distance of the parts of speech (English only). Combined
-    is their mean."""
+    """Similarity of texts, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD, both learnt from
+    the book (Deerwester et al. 1990); lexical, shared words among all words (Jaccard); syntactic, 1 -
+    Jensen-Shannon distance of parts of speech (English only); combined, their mean."""
 
     def __init__(self, texts, english):
         from sklearn.decomposition import TruncatedSVD
@@ -427,23 +408,23 @@ class Similarity:
             self.svd = TruncatedSVD(max(1, min(100, min(table.shape) - 1)), random_state=0).fit(table)
 
     def between(self, first, second):
-        """Two lists of texts -> {respect: (len(first), len(second)) array}."""
+        """Two lists of texts -> {respect: (len(first), len(second)) array}"""
+        from sklearn.feature_extraction import DictVectorizer
         from sklearn.metrics.pairwise import cosine_similarity
         a, b = ([set(words_of(text)) for text in texts] for texts in (first, second))
         vectors = (self.svd.transform(self.tfidf.transform(texts)) for texts in (first, second))
         result = {"semantic": cosine_similarity(*vectors).clip(0, 1),
                   "lexical": np.array([[len(x & y) / max(len(x | y), 1) for y in b] for x in a])}
         if self.english:
-            counts = [Counter(tag for tags in parsed(text)[0] for tag in tags) for text in (*first, *second)]
-            tags = sorted(set().union(*counts))
-            rows = [[c[tag] for tag in tags] for c in counts]
-            result["syntactic"] = np.array([[1 - jensen_shannon(x, y) for y in rows[len(first):]]
-                                            for x in rows[:len(first)]])
+            tags = DictVectorizer(sparse=False).fit_transform(
+                [Counter(chain(*parsed(text)[0])) for text in (*first, *second)])
+            result["syntactic"] = np.array([[1 - jensen_shannon(x, y) for y in tags[len(first):]]
+                                            for x in tags[:len(first)]])
         return result | {"combined": np.mean(list(result.values()), axis=0)}
 
 
 def diversity(texts, prompts, alike):
-    """How different texts are from one another, and those from one of the prompts, one for each text."""
+    """How different texts are from one another; prompts: one for each text."""
     words = [words_of(text) for text in texts]
     among, same = alike.between(texts, texts)["combined"], np.equal.outer(prompts, prompts)
     other = ~np.eye(len(texts), dtype=bool)
@@ -459,14 +440,14 @@ def diversity(texts, prompts, alike):
 # ---- likelihood
 
 def chop(examples, block_size):
-    """Lists of ids -> nearly equal pieces of at most block_size, every token in exactly one."""
+    """Lists of ids -> nearly equal pieces of at most block_size"""
     return [ids[a:b] for ids in examples for a, b in parts(0, len(ids), block_size)]
 
 
 def bits_per_byte(nats, sizes):
-    """(ratio, its standard error) from nats and bytes per sequence, both (N,). The error is that of a ratio
-    estimator over sequences (Cochran 1977, sec. 2.11), None for fewer than two. It contains the noise of
-    random masks; that neighbours are alike it does not."""
+    """(ratio, its standard error) from nats and bytes per sequence, both (N,): a ratio estimator's (Cochran
+    1977, sec. 2.11), None for fewer than two. It has the noise of random masks in it, and ignores that
+    neighbours are alike."""
     nats, sizes = np.asarray(nats, float), np.asarray(sizes, float)
     n, ratio = len(nats), nats.sum() / sizes.sum()
     squares = np.square(nats - ratio * sizes).sum()
@@ -476,8 +457,7 @@ def bits_per_byte(nats, sizes):
 
 @torch.no_grad()
 def masked_perplexity(model, sequences, seed):
-    """{rate: exp of the mean -log p of masked tokens}, that share of each sequence masked. Not a likelihood:
-    it sees the rest."""
+    """{rate: exp of the mean -log p of masked tokens}: not a likelihood, for the model sees the rest."""
     generator = torch.Generator().manual_seed(seed)
     nats, count = torch.zeros(len(RATES), dtype=torch.float64), torch.zeros(len(RATES))
     for tokens in sequences:
@@ -495,9 +475,8 @@ def masked_perplexity(model, sequences, seed):
 
 @torch.no_grad()
 def ordered_nats(model, sequences, order, block_size, advance=lambda step: None):
-    """(N,) -log p of sequences (1-d tensors) whose tokens are unmasked one at a time, in blocks from left
-    to right and within a block in the sampler's `order`, without its ties' chance: exact, for what comes
-    next depends only on what has come. One call of the network per token."""
+    """(N,) -log p of 1-d tensors unmasked a token at a time, in blocks from left to right and within these in
+    the sampler's `order` (but for its ties): exact, for what comes next depends only on what has come."""
     config, size = model.config, max(1, 8192 // max(map(len, sequences)))
     total, generator = torch.zeros(len(sequences), dtype=torch.float64), torch.Generator().manual_seed(seed)
     for begin in range(0, len(sequences), size):
@@ -509,10 +488,10 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
             masked = rows.masked_fill(hidden, config.mask_id)
             log_p = model(masked.to(model.device), where.to(model.device)).float().log_softmax(1).cpu()
             p = log_p.exp()
-            likeliest = p.topk(2).values
-            score = likeliest[:, 0]
+            first, second = p.topk(2).values.T
+            score = first
             if order == "margin":
-                score = likeliest[:, 0] - likeliest[:, 1]
+                score = first - second
             elif order == "entropy":
                 score = (p * log_p).sum(1)
             elif order == "random":
@@ -526,12 +505,12 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
 
 
 def masks_of_each(sequences):
-    """How many masks of each sequence the bound is taken over: `points`, or enough for 2,000 in all."""
+    """How many masks of each sequence: `points`, or enough for 2,000 in all."""
     return points or 10 * math.ceil(200 / sequences)
 
 
 def likelihood(model, sequences, sizes, seed, advance):
-    """(the contract's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The ten
+    """(evaluation.json's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The ten
     `bits_per_token_by_mask_rate` average to the bound, in bits per token. The twin's likelihood is exact."""
     advance("the bound on held-out text")
     exact, masks = model.config.causal, masks_of_each(len(sequences))
@@ -540,20 +519,16 @@ def likelihood(model, sequences, sizes, seed, advance):
     result = {"perplexity": math.exp(float(nats.sum()) / tokens), "exact": exact, "tokens": tokens,
               "bytes": int(sum(sizes)), "sequences": len(sequences), "masks_of_each": 0 if exact else masks,
               "masked_perplexity": None, "bits_per_token_by_mask_rate": None}
-    found = dict.fromkeys(("", "left_to_right_", "sampler_order_")) | {"": nats}
-    if exact:
-        found["left_to_right_"] = nats
-    else:
+    found = {"": nats, "left_to_right_": nats if exact else None, "sampler_order_": None}
+    if not exact:
         weighted = (bound.nats * bound.length[:, None] / bound.k).view(len(sequences), 10, -1).mean(2)
         result["bits_per_token_by_mask_rate"] = (weighted.sum(0) / tokens / math.log(2)).tolist()
         advance("masked perplexity")
         result["masked_perplexity"] = masked_perplexity(model, sequences, seed)
-    if left_to_right and not exact:
-        usual = sampling.block_size or model.config.block_size
-        for name, block in (("left_to_right", 1), ("sampler_order", usual)):
-            def step(share, name=name):
-                advance(name.replace("_", " "), share)
-            found[f"{name}_"] = ordered_nats(model, sequences, sampling.order, block, step)
+        blocks = {"left_to_right_": 1, "sampler_order_": sampling.block_size or model.config.block_size}
+        for name, block in blocks.items() if left_to_right else ():
+            step = partial(advance, name.replace("_", " "))
+            found[name] = ordered_nats(model, sequences, sampling.order, block, step)
     for name, values in found.items():
         ratio = (None, None) if values is None else bits_per_byte(values, sizes)
         result[f"{name}bits_per_byte"], result[f"{name}bits_per_byte_se"] = ratio
@@ -561,8 +536,7 @@ def likelihood(model, sequences, sizes, seed, advance):
 
 
 def compressor(train, held_out):
-    """(name, bits per byte) of the better of two compressors: what held-out bytes, in one piece, add to the
-    compressed training bytes."""
+    """(name, bits per byte) of the better of two compressors: what held-out bytes add to training bytes."""
     programs = {"xz": lambda b: lzma.compress(b, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
                 "bzip2": bz2.compress}
     added = {name: len(pack(train + held_out)) - len(pack(train)) for name, pack in programs.items()}
@@ -571,14 +545,14 @@ def compressor(train, held_out):
 
 
 def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
-    """(the contract's `baselines`, the n-gram model, its nats per piece), all cut where the network's are."""
+    """(evaluation.json's `baselines`, the n-gram model, its nats per piece)"""
     _, ngram = tables = [NGram(order, n_text, train) for order in (1, NGRAM_ORDER)]
     unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
     program, cost = compressor(train_bytes, held_bytes)
-    per_token = float(unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))
     floor = {"unigram_bits_per_byte": bits_per_byte(unigram_nats, sizes)[0],
              "ngram_bits_per_byte": bits_per_byte(nats, sizes)[0], "ngram_order": NGRAM_ORDER,
-             "compressor_bits_per_byte": cost, "compressor": program, "unigram_bits_per_token": per_token}
+             "compressor_bits_per_byte": cost, "compressor": program,
+             "unigram_bits_per_token": float(unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))}
     return floor, ngram, nats
 
 
