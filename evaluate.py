@@ -17,7 +17,6 @@ import lzma
 import math
 import re
 import sys
-import time
 from collections import Counter
 from dataclasses import asdict
 from functools import partial
@@ -29,36 +28,37 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
+from torch.nn.functional import cross_entropy
 
 import sample
 from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, count_parameters, held_out_bound, hide, pad, parts, peak_memory_gb
 from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
 
-out_dir = "out"         # where train.py left its checkpoints, and where the evaluation goes
+out_dir = "out"         # where train.py left its checkpoints and the evaluation goes
 checkpoint = ""         # a checkpoint's path; empty: best.pt in out_dir
-book = ""               # the prepared book; empty: what the checkpoint was trained on, or was prepared last
+book = ""               # the prepared book; empty: the checkpoint's, or the one prepared last
 split = "test"          # held-out text for the likelihood and the prompts {test, val}
 device = ""             # cpu, cuda, mps; empty: a GPU if there is one
 seed = 0                # of every random draw [0, 2000000000]
 points = 0              # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
 left_to_right = False   # also exact likelihoods, a call per token: left to right, and in the sampler's order
-compare = ""            # other out_dirs (or checkpoints) to put beside this one, separated by commas
+compare = ""            # other out_dirs (or checkpoints) to put beside this one, with commas
 control = ""            # another book: its style should not pass for this one's
 prompts = ""            # a file of prompts, one a line; empty: openings of held-out sentences
 n_prompts = 8           # how many prompts [1, ...)
 n_seeds = 3             # texts per prompt [1, ...)
 max_tokens = 100        # tokens per text, less where the model's context is short [8, ...)
 sampling = Sampling()   # how the samples are drawn, as in sample.py: --steps=50, --block_size=16
-text1 = ""              # with text2: print the similarity of two texts (or of two files) and do nothing else
+text1 = ""              # with text2: only print the similarity of two texts (or files)
 text2 = ""              # the other text
 
-NGRAM_ORDER = 4         # of the n-gram baseline; on one book a fifth token gains nothing measurable
+NGRAM_ORDER = 4         # on one book a fifth token gains nothing measurable
 RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)    # mask rates of the masked perplexity
 MASK_DRAWS = 4          # masks per sequence and rate
 COPIED = 8              # tokens; a run this long that stands in the training text is a copy
-REPLICATES = 200        # bootstrap samples of the book's own style,
-RUN = 8                 # in runs of this many neighbouring passages, about a scene
+REPLICATES = 200        # bootstrap samples of the book's style
+RUN = 8                 # neighbouring passages in them, about a scene
 
 
 # ---- an n-gram model
@@ -99,7 +99,7 @@ class NGram:
 
 # ---- measures of a text
 
-# what stands between spaces; a character where none are written
+# what stands between spaces; a character where there are none
 PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 
 
@@ -220,8 +220,8 @@ def memorization(texts, source, decode):
 
 # ---- style
 
-INSIDE, LESS = "↔", "↓"     # best inside the book's own range, or low
-STYLE = {       # label, unit, direction; those that are better lower are distances from the book
+INSIDE, LESS = "↔", "↓"     # best inside the book's own range, or low: a distance from the book
+STYLE = {       # label, unit, which is best
     "sentence_length": ("Sentence length, mean", "words", INSIDE),
     "sentence_spread": ("Sentence length, standard deviation", "words", INSIDE),
     "sentence_profile": ("Sentence lengths", "distance, 0–1", LESS),
@@ -229,7 +229,7 @@ STYLE = {       # label, unit, direction; those that are better lower are distan
     "mattr": ("Moving-average type-token ratio", "distinct words per word, windows of 50", INSIDE),
     "mtld": ("MTLD", "words per factor", INSIDE),
     "yules_k": ("Yule's K", "repeated pairs per 10,000", INSIDE),
-    "coverage": ("Words that the rest of the book uses too", "share of words", INSIDE),
+    "coverage": ("Words that the rest of the book uses", "share of words", INSIDE),
     "punctuation": ("Punctuation", "marks per word", INSIDE),
     "delta": ("Burrows's Delta, top 150 words", "standard deviations", LESS),
     "character_profile": ("Groups of three characters", "distance, 0–1", LESS),
@@ -283,7 +283,7 @@ def traits(text, punkt, english):
 
 
 class Passages:
-    """The traits of a book's passages and of other groups', each group in its `rows`."""
+    """The traits of a book's passages and other groups', each group in its `rows`."""
 
     def __init__(self, of_book, groups, english):
         from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
@@ -308,8 +308,8 @@ class Passages:
         """({measure: value}, relative frequencies of the top words here and in the rest of the book)"""
         words, lengths = ([x for i in rows for x in lists[i]] for lists in (self.words, self.lengths))
         here, rest = self.sums(rows), self.book
-        if rows[0] in self.rows["book"]:    # a draw from the book is not compared with itself
-            rest = {name: counts - here[name] for name, counts in self.book.items()}
+        if rows[0] in self.rows["book"]:    # not compared with itself
+            rest = {name: counts - here[name] for name, counts in rest.items()}
         values = {"sentence_length": np.mean(lengths), "sentence_spread": np.std(lengths),
                   "type_token_ratio": type_token_ratio(words), "mattr": mattr(words),
                   "mtld": min(mtld(words), 1e6), "yules_k": yules_k(words),
@@ -318,9 +318,9 @@ class Passages:
         values |= {name: jensen_shannon(here[name], rest[name]) for name in here if name != "words"}
         return values, here["words"][self.top] / len(words), rest["words"][self.top] / rest["words"].sum()
 
-    def sentence_lengths(self, name):
-        """Shares of a group's sentences that are of 1-5, 6-10, ... words, the last of 76 and more."""
-        fives = [min((n - 1) // 5, 15) for i in self.rows[name] for n in self.lengths[i]]
+    def sentence_lengths(self, rows):
+        """Shares of sentences of 1-5, 6-10, ... words, the last of 76 and more."""
+        fives = [min((n - 1) // 5, 15) for i in rows for n in self.lengths[i]]
         return (np.bincount(fives, minlength=16) / len(fives)).tolist()
 
 
@@ -359,13 +359,13 @@ def style(of_book, groups, english):
     return {"passages": size, "words_per_passage": len(passages.words[0]), "limit": limit,
             "distance": dict(zip(groups, distances)), "measures": measures,
             "in_style": {group: value <= limit for group, value in zip(groups, distances)},
-            "sentence_lengths": {name: passages.sentence_lengths(name) for name in passages.rows}}
+            "sentence_lengths": {name: passages.sentence_lengths(own) for name, own in passages.rows.items()}}
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
-    """`style` of as many samples and controls, of one length, or None with the reason in notes."""
+    """`style` of as many samples and controls, of one length; None with the reason in notes."""
     lengths = sorted(len(words_of(text)) for text in completions)
-    length = max(1, lengths[len(lengths) // 10])    # the few texts shorter than this are left out
+    length = max(1, lengths[len(lengths) // 10])    # the few shorter texts are left out
     groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]],
               "held_out": passages_of(held_out_text, length)}
     if control:
@@ -375,9 +375,8 @@ def measure_style(train_text, held_out_text, completions, english, notes):
     size = min(len(of_book) // 4, *map(len, groups.values()))
     if length < 25 or size < 4:
         counts = ", ".join(f"{len(group)} {GROUPS[name]}" for name, group in groups.items())
-        notes.append(
-            "Style is not measured: it wants four texts of 25 words from each source and four times as many "
-            f"passages of the book; here, at {length} words, are {counts} and {len(of_book)} of the book.")
+        notes.append("Style is not measured: it wants four texts of 25 words from each source and sixteen "
+                     f"of the book; here, of {length} words, are {counts} and {len(of_book)} of the book.")
         return None
     groups = {name: spread(group, size) for name, group in groups.items()}
     mixed = np.random.default_rng(seed).permutation(PIECE.findall(" ".join(groups["held_out"])))
@@ -466,9 +465,9 @@ def masked_perplexity(model, sequences, seed):
         rows, noise = tokens.expand(len(k), -1), torch.rand(len(k), length, generator=generator)
         hidden = hide(torch.ones_like(noise, dtype=torch.bool), k, noise)
         masked = rows.masked_fill(hidden, model.config.mask_id)
-        log_p = model(masked.to(model.device), hidden.to(model.device)).cpu().double().log_softmax(1)
+        logits = model(masked.to(model.device), hidden.to(model.device)).cpu().double()
         rate = torch.arange(len(RATES)).repeat_interleave(MASK_DRAWS).repeat_interleave(k)
-        nats.index_add_(0, rate, -log_p.gather(1, rows[hidden][:, None])[:, 0])
+        nats.index_add_(0, rate, cross_entropy(logits, rows[hidden], reduction="none"))
         count += k.view(len(RATES), MASK_DRAWS).sum(1)
     return {str(rate): float(value) for rate, value in zip(RATES, (nats / count).exp())}
 
@@ -559,7 +558,7 @@ def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
 # ---- a checkpoint and its book
 
 def prepared(name):
-    """The folder data/<name>/, or that of the book prepared last, or fail()."""
+    """The folder data/<name>/, or that of the book prepared last."""
     latest = Path("data/latest")
     if not name and not latest.exists():
         fail("no book is prepared here: python prepare.py BOOK.txt")
@@ -577,6 +576,7 @@ class Source(NamedTuple):
     held_out: dict      # of "val" and "test" the same
     train_text: str
     held_out_text: str
+    english: bool
     openings: list      # of the split's sentences
 
 
@@ -591,8 +591,7 @@ def open_book(path, saved):
         raw = (folder / f"{stream}.bin").read_bytes()
         digest = hashlib.sha256(raw).hexdigest()
         if training.get("data", {}).get(stream, digest) != digest:
-            fail(f"{folder}/{stream}.bin has changed since {path} was trained, which may have seen the "
-                 f"held-out text: {then}")
+            fail(f"{folder}/{stream}.bin has changed since {path} was trained: {then}")
         ids, cuts = np.frombuffer(raw, "<u2").tolist(), np.fromfile(folder / f"{stream}.idx", "<i8").tolist()
         streams[stream] = [ids[a:b] for a, b in pairwise(cuts)]
     text, sentences, title = read_prepared(folder)
@@ -602,11 +601,11 @@ def open_book(path, saved):
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
     openings = [opening_of(text[s["start"]:s["end"]]) for s in sentences if s["split"] == split]
     return Source(folder.name, title, streams.pop("stage3_train"), streams, texts[True], texts[False],
-                  list(filter(None, openings)))
+                  is_english(words_of(texts[True])), [*filter(None, openings)])
 
 
 def opening_of(sentence):
-    """The first six words, or characters where no spaces are written, of ten or more."""
+    """The first six words (characters, where no spaces are written) of ten or more."""
     sentence = " ".join(sentence.split())
     words = list(PIECE.finditer(sentence))
     return sentence[:words[6].start()] if len(words) >= 10 else ""
@@ -618,10 +617,9 @@ def choose_prompts(openings, tokenizer, context, notes):
         lines = [line.strip() for line in read_book(prompts)[0].splitlines()]
         return [line + " " for line in lines if line][:n_prompts]
     if not openings:
-        notes.append("The held-out text has no sentence of ten words to take an opening from: the samples "
-                     "are written without a prompt.")
+        notes.append("No held-out sentence has ten words: the samples are written without a prompt.")
     drawn = np.random.default_rng(seed).permutation(len(openings))[:n_prompts]
-    # in a script that writes no spaces six "words" may be long: half the context, then
+    # where no spaces are written six "words" may be long
     cut = [tokenizer.encode(openings[i])[:context // 2] for i in sorted(drawn)]
     return [tokenizer.decode(ids, "ignore") for ids in cut] or [""]
 
@@ -630,19 +628,19 @@ def write_samples(model, tokenizer, chosen):
     """(samples, speed): n_seeds texts for each prompt, all at once; then one alone, for its time."""
     jobs, context = [], model.config.block_size
     for prompt in chosen:
-        room = min(max_tokens, context - len(tokenizer.encode(prompt.rstrip())))
+        words = prompt.rstrip()
+        room = min(max_tokens, context - len(tokenizer.encode(words)))
         if room < 8:
             fail(f"the prompt {prompt!r} leaves no room in the model's context of {context} tokens")
-        parts = [prompt, room] if prompt else [room]
-        seeds = range(seed + len(jobs), seed + len(jobs) + n_seeds)
-        jobs += [sample.job_of(model, tokenizer, prompt.rstrip(), parts, each, sampling) for each in seeds]
+        jobs += [sample.job_of(model, tokenizer, words, [prompt, room], each, sampling)
+                 for each in range(seed + len(jobs), seed + len(jobs) + n_seeds)]
 
-    def written(jobs):
+    def texts_of(jobs):
         return [{"ids": row[jobs[i].row == model.config.mask_id].tolist()} | result
                 for i, row, result in sample.write(model, tokenizer, jobs, sampling)]
 
     try:
-        samples, [one] = written(jobs), written(jobs[:1])
+        samples, [one] = texts_of(jobs), texts_of(jobs[:1])
     except ValueError as error:
         fail(error)
     tokens, seconds = (sum(s[key] for s in samples) for key in ("tokens", "seconds"))
@@ -654,45 +652,46 @@ def write_samples(model, tokenizer, chosen):
 
 
 def beside_held_out(samples, held_out, notes):
-    """(samples kept, {"generated", "held_out": lists of ids}): of each as many, and as long."""
+    """(samples, held-out passages, lists of ids): as many and as long, or all samples and none."""
     lengths = [len(s["ids"]) for s in samples]
-    human = [ids for ids in chop(held_out, max(lengths)) if len(ids) >= min(lengths)]
-    n = min(len(human), len(samples))
+    passages = [ids for ids in chop(held_out, max(lengths)) if len(ids) >= min(lengths)]
+    n = min(len(passages), len(samples))
     if n < len(samples):
         notes.append(f"Held-out text makes only {n} passages as long as the samples: they are compared with "
                      f"{n or len(samples)} of {len(samples)} samples.")
-    kept = spread(samples, n or len(samples))
-    return kept, {"generated": [s["ids"] for s in kept]} | ({"held_out": spread(human, n)} if n else {})
+    return spread(samples, n or len(samples)), spread(passages, n)
 
 
-def look_at(texts, ids, prompts, train_text, train_ids, ngram, english, decode):
-    """{"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}."""
+def look_at(ids, prompts, source, ngram, tokenizer):
+    """{"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, and the texts of
+    {group: lists of ids}"""
+    texts = {group: [tokenizer.decode(i) for i in members] for group, members in ids.items()}
     length = int(np.median([len(words_of(text)) for text in texts["generated"]]))
-    passages = passages_of(train_text, max(20, length)) or [train_text]
-    alike, some = Similarity(passages, english), spread(passages, 100)
+    passages = passages_of(source.train_text, max(20, length)) or [source.train_text]
+    alike, some = Similarity(passages, source.english), spread(passages, 100)
     found = {"similarity": {}, "diversity": {}, "memorization": {}, "judged": {}}
     for group, members in texts.items():
-        varied = diversity(members, prompts if group == "generated" else list(range(len(members))), alike)
+        varied = diversity(members, prompts if group == "generated" else range(len(members)), alike)
         nats = np.mean(np.concatenate([ngram.nats(i) for i in ids[group]]))
         found["similarity"][group] = {respect: float(values.mean())
                                       for respect, values in alike.between(members, some).items()}
         found["diversity"][group] = varied
-        found["memorization"][group] = memorization(ids[group], train_ids, decode)
+        found["memorization"][group] = memorization(ids[group], chain(*source.train), tokenizer.decode)
         found["judged"][group] = {"ngram_perplexity": math.exp(nats), "twin_perplexity": None,
                                   "entropy": varied["entropy"], "repetition": varied["repetition"]}
-    return found
+    return found, texts
 
 
 class Evaluated(NamedTuple):
     """A checkpoint's evaluation, and what comparing it with others needs."""
-    result: dict            # as evaluation.json has it
+    result: dict            # as in evaluation.json
     model: torch.nn.Module
     tokenizer: object
-    nats: np.ndarray        # (N,) the bound on -log p of each held-out sequence,
+    nats: np.ndarray        # (N,) the bound on -log p of each held-out piece,
     sizes: np.ndarray       # its bytes,
-    example: np.ndarray     # and which of the held-out examples it is a part of
+    example: np.ndarray     # and which example it is a part of
     held_bytes: bytes       # all of them
-    texts: dict             # "generated", "held_out" -> texts of one length
+    texts: dict             # as compared with held-out ones
 
 
 def evaluate_checkpoint(path, advance):
@@ -702,54 +701,45 @@ def evaluate_checkpoint(path, advance):
     cut = [chop([ids], context) for ids in source.held_out[split]]
     pieces, example = list(chain(*cut)), np.repeat(np.arange(len(cut)), list(map(len, cut)))
     sizes = np.array([len(tokenizer.decode_bytes(ids)) for ids in pieces])
-    train_ids, held_bytes = list(chain(*source.train)), tokenizer.decode_bytes(list(chain(*pieces)))
-    english = is_english(words_of(source.train_text))
-    notes = doubts(len(pieces), len(held_bytes), training, english)
+    train_bytes, held_bytes = (tokenizer.decode_bytes(chain(*lists)) for lists in (source.train, pieces))
+    doubts = {
+        f"The held-out text is only {len(pieces)} sequences, {len(held_bytes)} bytes: its standard error is "
+        "itself uncertain.": len(pieces) < 10,
+        "The checkpoint does not record its training data: whether the held-out text was among it cannot be "
+        "checked.": not training.get("data"),
+        "The book is not in English: readability, function words, parts of speech and phrases are not "
+        "measured.": not source.english}
+    notes = [doubt for doubt, holds in doubts.items() if holds]
 
     figures, nats = likelihood(model, [torch.tensor(ids) for ids in pieces], sizes, seed, advance)
     advance("baselines")
     floor, ngram, ngram_nats = baselines(
-        source.train, pieces, sizes, tokenizer.decode_bytes(train_ids), held_bytes, model.config.n_text)
+        source.train, pieces, sizes, train_bytes, held_bytes, model.config.n_text)
     figures["gain_over_ngram"], figures["gain_over_ngram_se"] = bits_per_byte(ngram_nats - nats, sizes)
     advance("writing samples")
     chosen = choose_prompts(source.openings, tokenizer, context, notes)
     samples, speed = write_samples(model, tokenizer, chosen)
-    kept, ids = beside_held_out(samples, source.held_out["val"] + source.held_out["test"], notes)
-    texts = {group: [tokenizer.decode(i) for i in members] for group, members in ids.items()}
+    kept, human = beside_held_out(samples, source.held_out["val"] + source.held_out["test"], notes)
     advance("memorization, diversity and similarity")
-    looked = look_at(texts, ids, [s["prompt"] for s in kept], source.train_text, train_ids, ngram, english,
-                     tokenizer.decode)
+    ids = {"generated": [s["ids"] for s in kept]} | ({"held_out": human} if human else {})
+    looked, texts = look_at(ids, [s["prompt"] for s in kept], source, ngram, tokenizer)
     advance("style")
-    completions = [s["completion"] for s in samples]
-    styled = measure_style(source.train_text, source.held_out_text, completions, english, notes)
+    styled = measure_style(source.train_text, source.held_out_text, [s["completion"] for s in samples],
+                           source.english, notes)
 
-    shown = [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples]
-    result = {"checkpoint": str(path), "book": source.name, "title": source.title, "split": split,
-              "seed": seed, "parameters": count_parameters(model.config)["total"],
-              "causal": model.config.causal, "trained": trained_how(training),
-              "likelihood": figures, "baselines": floor, "style": styled,
-              **looked, "speed": speed, "sampling": asdict(sampling) | {"max_tokens": max_tokens},
-              "samples": shown, "notes": notes}
-    return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
-
-
-def trained_how(training):
-    """How far the run had come, and how the stage it was in hides its text."""
+    # how far the run had come, and how the stage it was in hides its text
     stages, at = training.get("knobs", {}).get("stages", []), (training.get("stage") or 1) - 1
     stage = stages[at] if at < len(stages) else {}
-    return {key: training.get(key) for key in ("step", "epoch", "stage", "val_bits_per_byte")} | {
-        key: stage.get(key) for key in ("mask_rate", "replay")}
-
-
-def doubts(sequences, held_bytes, training, english):
-    """Sentences for `notes`: what is uncertain or out of reach."""
-    said = {f"The held-out text is only {sequences} sequences, {held_bytes} bytes: its standard error is "
-            "itself uncertain.": sequences < 10,
-            "The checkpoint does not record its training data: that the held-out text was not among it "
-            "cannot be checked.": not training.get("data"),
-            "The book is not in English: readability, function words, parts of speech and phrases are not "
-            "measured.": not english}
-    return [sentence for sentence, holds in said.items() if holds]
+    trained = {key: training.get(key) for key in ("step", "epoch", "stage", "val_bits_per_byte")}
+    trained |= {key: stage.get(key) for key in ("mask_rate", "replay")}
+    result = {"checkpoint": str(path), "book": source.name, "title": source.title, "split": split,
+              "seed": seed, "parameters": count_parameters(model.config)["total"],
+              "causal": model.config.causal, "trained": trained, "likelihood": figures, "baselines": floor,
+              "style": styled, **looked, "speed": speed,
+              "sampling": asdict(sampling) | {"max_tokens": max_tokens},
+              "samples": [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples],
+              "notes": notes}
+    return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
 
 
 def compare_all(found):
@@ -761,17 +751,17 @@ def compare_all(found):
             bound = held_out_bound(twin.model, [*map(torch.tensor, chop(ids, twin.model.config.block_size))])
             nats = float(bound.per_sequence.sum() / bound.length.sum())
             e.result["judged"][group]["twin_perplexity"] = math.exp(nats)
-        difference = paired(e, first) if e is not first else (None, None)
-        e.result["likelihood"] |= dict(zip(("more_than_first", "more_than_first_se"), difference))
+        more = paired(e, first) if e is not first else (None, None)
+        e.result["likelihood"]["more_than_first"], e.result["likelihood"]["more_than_first_se"] = more
 
 
-def paired(one, other):
-    """(bits per byte by which one costs more than the other, its standard error) over the same chunks and
-    masks, or, where a vocabulary or context cuts others, over the examples they are cut from."""
-    nats, sizes, others, same = one.nats, one.sizes, other.nats, other.sizes
+def paired(*both):
+    """(bits per byte by which one costs more than the other, its standard error) over the same pieces, or,
+    where a vocabulary or context cuts others, over the examples they are cut from."""
+    (nats, sizes), (others, same) = ((e.nats, e.sizes) for e in both)
     if not np.array_equal(sizes, same):
-        nats, sizes = (np.bincount(one.example, values) for values in (nats, sizes))
-        others, same = (np.bincount(other.example, values) for values in (others, same))
+        (nats, sizes), (others, same) = ([np.bincount(e.example, values) for values in (e.nats, e.sizes)]
+                                         for e in both)
     if np.array_equal(sizes, same):
         return bits_per_byte(nats - others, sizes)
     return bits_per_byte(nats, sizes)[0] - bits_per_byte(others, same)[0], None
@@ -784,46 +774,42 @@ def summarise(result):
     found = {"good": [], "bad": [], "next": []}
     for kind, sentence in chain(*(on(result) for on in (on_prediction, on_copying, on_style, on_variety))):
         found[kind].append(sentence)
-    usual = ["Try a larger model or more sampling steps, and compare with --compare."]
-    return found | {"next": list(dict.fromkeys(found["next"])) or usual}
+    found["next"] = list(dict.fromkeys(found["next"])) or [
+        "Try a larger model or more sampling steps, and compare with --compare."]
+    return found
 
 
 def on_prediction(result):
-    like, floor = result["likelihood"], result["baselines"]
+    like, floor, trained = result["likelihood"], result["baselines"], result["trained"]
     bits, gain, error = like["bits_per_byte"], like["gain_over_ngram"], 2 * (like["gain_over_ngram_se"] or 0)
     unigram, ngram = floor["unigram_bits_per_byte"], floor["ngram_bits_per_byte"]
-    facts = (f"Of held-out text it predicts a byte at a cost of {bits:.2f} bits (lower is better); "
-             f"word frequencies alone need {unigram:.2f}, counting runs of words {ngram:.2f}")
+    facts = (f"It predicts held-out text at {bits:.2f} bits a byte (lower is better); "
+             f"word frequencies need {unigram:.2f}, a table of counts {ngram:.2f}")
     if bits >= unigram:
         yield "bad", f"{facts}: it has not yet learned that words depend on their neighbours."
         yield "next", "Train for more steps; small batches get off this plateau sooner."
     elif gain < -error:
-        yield "bad", f"{facts}: it uses context, but less well than a table of counts does."
+        yield "bad", f"{facts}: it uses context, but less well than a table of counts."
         yield "next", "Train longer, until the validation bound in log.jsonl stops falling."
     elif gain > error:
-        yield "good", f"{facts}: it predicts better than the table of counts."
+        yield "good", f"{facts}: it predicts better than the table."
     else:
-        yield "bad", f"{facts}: it predicts about as well as a table of counts."
+        yield "bad", f"{facts}: it predicts about as well as the table."
     if bits < 0.75:
-        yield "bad", (f"{bits:.2f} bits per byte is too good to be true for a model of one book: the "
-                      "held-out text was probably among its training text.")
+        yield "bad", (f"{bits:.2f} bits a byte is too good to be true for a model of one book: "
+                      "the held-out text was probably among its training text.")
         yield "next", "Prepare the book afresh and train again before believing any other number here."
     rates, alone = like["bits_per_token_by_mask_rate"], floor["unigram_bits_per_token"]
     if rates and rates[-1] > alone + 0.05 and bits < unigram:
         yield "bad", ("With nine tenths of a text hidden, as when it begins to write, it predicts worse than "
                       f"word frequencies ({rates[-1]:.1f} against {alone:.1f} bits per token).")
-        yield "next", more_masks(result["trained"], result["sampling"])
-
-
-def more_masks(trained, how):
-    """What helps a model that predicts badly where nearly all is hidden."""
-    high, replay = (trained["mask_rate"] or [0, 0])[1], trained["replay"] or 0.0
-    if high < 0.9 and replay < 0.5:
-        knob = f"--stages.{(trained['stage'] or 1) - 1}.replay"
-        return f"Raise {knob} (it is {replay:g}), so that it keeps seeing the full range of mask rates."
-    if how["block_size"] is None:
-        return "It was shown every mask rate: train longer, or write in blocks, --block_size=16."
-    return "It was shown every mask rate: train longer, or with a larger model."
+        high, replay = (trained["mask_rate"] or [0, 0])[1], trained["replay"] or 0.0
+        if high < 0.9 and replay < 0.5:
+            yield "next", (f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
+                           "so that it keeps seeing the full range of mask rates.")
+        else:
+            other = "with a larger model" if result["sampling"]["block_size"] else "sample by --block_size=16"
+            yield "next", f"It was shown every mask rate: train longer, or {other}."
 
 
 def on_copying(result):
@@ -832,13 +818,11 @@ def on_copying(result):
     if human["longest_run_tokens"] >= 50:
         yield "bad", (f"Held-out text shares {human['longest_run_tokens']} tokens in a row with the training "
                       "text: the book repeats itself, or the split leaks.")
-    facts = (f"{mine['copied_share']:.0%} of its text stands in copied runs of 8 tokens or more "
-             f"({human['copied_share']:.0%} in held-out text); "
-             f"the longest is {mine['longest_run_tokens']} tokens")
+    facts = (f"{mine['copied_share']:.0%} of its text is in copied runs of {COPIED} tokens or more ("
+             f"{human['copied_share']:.0%} of held-out text); the longest has {mine['longest_run_tokens']}")
     if mine["copied_share"] > 2 * human["copied_share"] + 0.1:
         yield "bad", f"It recites: {facts}."
-        yield "next", ("Stop earlier, make the model smaller, or sample at a higher --temperature: much of "
-                       "what reads well here is the book itself.")
+        yield "next", "Stop earlier, make the model smaller, or sample at a higher --temperature."
     else:
         yield "good", f"It does not recite the book: {facts}."
 
@@ -858,18 +842,17 @@ def on_style(result):
                       f"Furthest off, in standard deviations: {furthest}.")
         yield from other_settings(result["sampling"])
     if not styled["in_style"]["held_out"]:
-        yield "bad", ("Held-out chapters do not pass for the book either, so its parts differ much: read the "
-                      "style figures as a comparison, not as a verdict.")
+        yield "bad", ("Held-out chapters do not pass for the book either, so its parts differ much: take the "
+                      "style figures for a comparison, not a verdict.")
 
 
 def on_variety(result):
-    varied, neither = result["diversity"], {"repetition": None}
-    mine, human = varied["generated"], varied.get("held_out", neither)
+    varied = result["diversity"]
+    mine, human = varied["generated"], varied.get("held_out", {"repetition": None})
     if mine["repetition"] is None or human["repetition"] is None:
         return
-    facts = (f"{mine['repetition']:.0%} of its four-word runs repeat within a text "
-             f"({human['repetition']:.0%} in held-out text), "
-             f"and its words carry {mine['entropy']:.1f} bits each ({human['entropy']:.1f})")
+    facts = (f"{mine['repetition']:.0%} of its four-word runs repeat within a text, and a word carries "
+             f"{mine['entropy']:.1f} bits (held-out text: {human['repetition']:.0%}, {human['entropy']:.1f})")
     if mine["repetition"] > human["repetition"] + 0.05 or mine["entropy"] < human["entropy"] - 1:
         yield "bad", f"It repeats itself: {facts}."
         yield from other_settings(result["sampling"])
@@ -878,11 +861,11 @@ def on_variety(result):
 
 
 def other_settings(how):
-    """The sampling settings that make text livelier and are not yet as they would be."""
-    better = {"block_size=16": how["block_size"] is None, "temperature=0.9": how["temperature"] < 0.9,
-              "top_p=0.95": how["top_p"] < 0.95, "top_k=50": 0 < how["top_k"] < 50,
-              "repetition_penalty=1.2": how["repetition_penalty"] == 1}
-    if untried := [f"--{setting}" for setting, helps in better.items() if helps]:
+    """The settings that make text livelier and are not yet so."""
+    livelier = {"block_size=16": how["block_size"] is None, "temperature=0.9": how["temperature"] < 0.9,
+                "top_p=0.95": how["top_p"] < 0.95, "top_k=50": 0 < how["top_k"] < 50,
+                "repetition_penalty=1.2": how["repetition_penalty"] == 1}
+    if untried := [f"--{setting}" for setting, helps in livelier.items() if helps]:
         yield "next", f"Evaluate again with other sampling settings, one at a time: {', '.join(untried)}."
 
 
@@ -905,20 +888,13 @@ def number(value, unit="", error=None):
 
 
 def charts(results, names):
-    """{name: inline SVG} that takes its colours from the page, light or dark."""
-    import matplotlib
-    matplotlib.use("svg")
-    coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    matplotlib.rcParams.update({
-        "svg.fonttype": "none", "svg.hashsalt": "evaluation", "font.size": 9.5, "axes.spines.top": False,
-        "axes.spines.right": False, "legend.frameon": False} | dict.fromkeys(coloured, INKS["ink"]))
+    """{name: inline SVG}"""
     first, tenths, fives = results[0], np.arange(5, 100, 10), np.arange(3, 83, 5)
     rates = [("word frequencies", "book", tenths, [first["baselines"]["unigram_bits_per_token"]] * 10)]
     for name, ink, r in zip(names, cycle(("generated", "control", "shuffled", "held_out")), results):
         if bits := r["likelihood"]["bits_per_token_by_mask_rate"]:
             rates.append((name, ink, tenths, bits))
-    novelty = [(GROUPS[group], group, *zip(*((int(n), 100 * share) for n, share in found["novelty"].items()
-                                             if share is not None)))
+    novelty = [(GROUPS[group], group, range(2, 17), 100 * np.array([*found["novelty"].values()], float))
                for group, found in first["memorization"].items()]
     lengths = [(GROUPS[g], g, fives, 100 * np.array(first["style"]["sentence_lengths"][g]))
                for g in ("book", "held_out", "generated")] if first["style"] else []
@@ -929,23 +905,26 @@ def charts(results, names):
 
 
 def chart(name, curves, xlabel, ylabel, ylim=None):
-    """Inline SVG of curves (label, ink, x, y), as wide as a phone, so that its type stays legible."""
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(3.3, 2.5))
+    """Inline SVG of curves (label, ink, x, y) that takes its colours from the page, as wide as a phone, so
+    that its type stays legible."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    matplotlib.rcParams.update({
+        "svg.fonttype": "none", "svg.hashsalt": "evaluation", "font.size": 9.5, "axes.spines.top": False,
+        "axes.spines.right": False, "legend.frameon": False} | dict.fromkeys(coloured, INKS["ink"]))
+    figure, file = Figure(figsize=(3.3, 2.5)), io.StringIO()
+    axes = figure.subplots()
     for label, ink, x, y in curves:
         axes.plot(x, y, "o-", ms=4, label=label, color=INKS[ink])
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_ylim(ylim)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     axes.legend()
-    file, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
-    plt.close(figure)
+    figure.savefig(file, format="svg", transparent=True, bbox_inches="tight")
     svg = "<svg" + file.getvalue().partition("<svg")[2]
-    svg = re.sub(r"<metadata>.*?</metadata>|(?<= )(height|width)=\"[\d.]+pt\"", "", svg, flags=re.S)
+    svg = re.sub(r"\s*<metadata>.*?</metadata>|(?<= )(height|width)=\"[\d.]+pt\"", "", svg, flags=re.S)
     for ink, colour in INKS.items():
         svg = svg.replace(colour, f"var(--{ink})")
-    # ids must not meet those of another chart
-    return re.sub(r'(id="|#)(?=[a-zA-Z])', rf"\1{name}-", svg)
+    return re.sub(r'(id="|#)(?=[a-zA-Z])', rf"\1{name}-", svg)     # apart from another chart's ids
 
 
 def page(results, names):
@@ -953,14 +932,14 @@ def page(results, names):
     from jinja2 import Environment
     frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         sample.with_style("evaluate.html"))
-    r, models, groups = results[0], {}, {}
-    for name, found in zip(names, results):
-        models[name] = found["speed"] | found["diversity"]["generated"] | found["likelihood"] | {
-            "parameters": found["parameters"],
-            "distance": found["style"] and found["style"]["distance"]["generated"],
-            "copied_share": found["memorization"]["generated"]["copied_share"]}
-    for g in r["diversity"]:
-        groups[g] = r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
+    r = results[0]
+    models = {name: found["speed"] | found["diversity"]["generated"] | found["likelihood"] | {
+        "parameters": found["parameters"],
+        "distance": found["style"] and found["style"]["distance"]["generated"],
+        "copied_share": found["memorization"]["generated"]["copied_share"]}
+        for name, found in zip(names, results)}
+    groups = {g: r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
+              for g in r["diversity"]}
     curves = Path(r["checkpoint"]).with_name("curves.svg")
     curves = curves.exists() and base64.b64encode(curves.read_bytes()).decode()
     return frame.render(
@@ -971,7 +950,7 @@ def page(results, names):
 # ---- the run
 
 def compare_texts():
-    """Print how alike text1 and text2 are, each a text or the path of one."""
+    """Print how alike text1 and text2 are."""
     pair = [read_book(text)[0] if len(text) < 255 and Path(text).is_file() else text
             for text in (text1, text2)]
     if not all(words_of(text) for text in pair):
@@ -986,17 +965,16 @@ def main():
     if text1 or text2:
         return compare_texts()
     if points % 10:
-        fail(f"--points must be a multiple of ten: the bound is shown by tenths of mask rate; got {points}")
+        fail(f"--points is a multiple of ten, for the bound is shown by tenths of mask rate; got {points}")
     names = [checkpoint or out_dir, *filter(None, compare.split(","))]
-    paths = [Path(name) for name in names]
     paths = [path if path.suffix == ".pt" or (path / "model.safetensors").exists() else path / "best.pt"
-             for path in paths]
+             for path in map(Path, names)]
     for path in paths:      # said now, not after the first has been measured
         if not path.exists():
             fail(f"no checkpoint at {path}: train one first with python train.py")
-    begun, found, folder = time.perf_counter(), [], Path(out_dir)
-    columns, console = ("{task.description}", BarColumn(), TimeElapsedColumn()), Console(stderr=True)
-    with Progress(*columns, console=console) as progress:
+    found, folder = [], Path(out_dir)
+    columns = "{task.description}", BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("loading", total=9 * len(names))
         for path in paths:
             def advance(what, steps=1, path=path):
@@ -1010,12 +988,11 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         with written(folder / "evaluation.html") as file:
             file.write(page(results, names))
-        write_json(f"{folder}/evaluation.json", results[0] | ({"compare": results[1:]} if compare else {}))
-    for title, mark in (("good", "+"), ("bad", "-"), ("next", ">")):
+        write_json(folder / "evaluation.json", results[0] | ({"compare": results[1:]} if compare else {}))
+    for title, mark in {"good": "+", "bad": "-", "next": ">"}.items():
         for sentence in results[0]["summary"][title]:
             print(mark, sentence)
-    seconds = time.perf_counter() - begun
-    print(f"{folder}/evaluation.json and {folder}/evaluation.html, {seconds:.0f} s", file=sys.stderr)
+    print(f"{folder}/evaluation.json and {folder}/evaluation.html", file=sys.stderr)
 
 
 if __name__ == "__main__":
