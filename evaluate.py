@@ -293,8 +293,7 @@ class Passages:
         for name, group in ({"book": of_book} | groups).items():
             self.rows[name] = np.arange(len(texts), len(texts) + len(group))
             texts += group
-        found = zip(*(traits(text, punkt, english) for text in texts))
-        self.words, self.lengths, self.numbers, profiles = found
+        self.words, self.lengths, self.numbers, profiles = zip(*(traits(t, punkt, english) for t in texts))
         self.tables = {name: DictVectorizer().fit_transform([p[name] for p in profiles])
                        for name in profiles[0]}
         self.book = self.sums(self.rows["book"])
@@ -349,11 +348,11 @@ def style(of_book, groups, english):
         own = column[:REPLICATES]
         if own.std() > 0:       # else it measures nothing
             z = (column - own.mean()) / own.std()
-            deviations.append(z.clip(0) if better == LESS else z)
-            measures[name] = {"unit": unit, "range": np.quantile(
-                own, [0, 0.95] if better == LESS else [0.025, 0.975]).tolist()}
-            for group, *own in zip(groups, column[REPLICATES:], deviations[-1][REPLICATES:]):
-                measures[name][group] = dict(zip(("value", "deviation"), map(float, own)))
+            z, ends = (z.clip(0), (0, 0.95)) if better == LESS else (z, (0.025, 0.975))
+            deviations.append(z)
+            measures[name] = {"unit": unit, "range": np.quantile(own, ends).tolist()} | {
+                group: {"value": float(value), "deviation": float(deviation)}
+                for group, value, deviation in zip(groups, column[REPLICATES:], z[REPLICATES:])}
     distances = [float(np.sqrt(np.mean(np.square(z)))) for z in zip(*deviations)]
     limit, distances = float(np.quantile(distances[:REPLICATES], 0.99)), distances[REPLICATES:]
     return {"passages": size, "words_per_passage": len(passages.words[0]), "limit": limit,
@@ -363,7 +362,7 @@ def style(of_book, groups, english):
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
-    """`style` of as many samples and controls, of one length; None with the reason in notes."""
+    """`style` of as many samples and controls, of one length; else None, the reason in notes."""
     lengths = sorted(len(words_of(text)) for text in completions)
     length = max(1, lengths[len(lengths) // 10])    # the few shorter texts are left out
     groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]],
@@ -426,12 +425,9 @@ def diversity(texts, prompts, alike):
     """How different texts are from one another; prompts: one for each text."""
     words = [words_of(text) for text in texts]
     among, same = alike.between(texts, texts)["combined"], np.equal.outer(prompts, prompts)
-    other = ~np.eye(len(texts), dtype=bool)
-
-    def mean(pairs):
-        return float(among[pairs].mean()) if pairs.any() else None
-
-    return {"pairwise_similarity": mean(other), "same_prompt_similarity": mean(other & same),
+    others = ~np.eye(len(texts), dtype=bool)
+    pairs = {"pairwise_similarity": others, "same_prompt_similarity": others & same}
+    return {**{name: float(among[two].mean()) if two.any() else None for name, two in pairs.items()},
             "self_bleu": self_bleu(words), "entropy": entropy(words), "repetition": repetition(words),
             **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3, 4)}}
 
@@ -487,13 +483,9 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
             masked = rows.masked_fill(hidden, config.mask_id)
             log_p = model(masked.to(model.device), where.to(model.device)).float().log_softmax(1).cpu()
             p = log_p.exp()
-            first, second = p.topk(2).values.T
-            score = first
-            if order == "margin":
-                score = first - second
-            elif order == "entropy":
-                score = (p * log_p).sum(1)
-            elif order == "random":
+            likeliest, second = p.topk(2).values.T
+            score = {"margin": likeliest - second, "entropy": (p * log_p).sum(1)}.get(order, likeliest)
+            if order == "random":
                 score = torch.rand(len(p), generator=generator)
             first = torch.full(where.shape, -torch.inf).masked_scatter(where, score).argmax(1, keepdim=True)
             own = torch.zeros(where.shape).masked_scatter(where, log_p.gather(1, rows[where][:, None]))
@@ -607,15 +599,15 @@ def open_book(path, saved):
 def opening_of(sentence):
     """The first six words (characters, where no spaces are written) of ten or more."""
     sentence = " ".join(sentence.split())
-    words = list(PIECE.finditer(sentence))
+    words = [*PIECE.finditer(sentence)]
     return sentence[:words[6].start()] if len(words) >= 10 else ""
 
 
 def choose_prompts(openings, tokenizer, context, notes):
     """n_prompts of the openings, drawn by chance, or the first of a file of prompts."""
     if prompts:
-        lines = [line.strip() for line in read_book(prompts)[0].splitlines()]
-        return [line + " " for line in lines if line][:n_prompts]
+        lines = read_book(prompts)[0].splitlines()
+        return [line.strip() + " " for line in lines if line.strip()][:n_prompts]
     if not openings:
         notes.append("No held-out sentence has ten words: the samples are written without a prompt.")
     drawn = np.random.default_rng(seed).permutation(len(openings))[:n_prompts]
@@ -643,9 +635,9 @@ def write_samples(model, tokenizer, chosen):
         samples, [one] = texts_of(jobs), texts_of(jobs[:1])
     except ValueError as error:
         fail(error)
-    tokens, seconds = (sum(s[key] for s in samples) for key in ("tokens", "seconds"))
+    tokens, seconds, steps = (sum(s[key] for s in samples) for key in ("tokens", "seconds", "steps"))
     return samples, {"device": str(model.device), "texts": len(samples),
-                     "calls_per_text": float(np.mean([s["steps"] for s in samples])),
+                     "calls_per_text": steps / len(samples),
                      "tokens_per_second": tokens / seconds, "one_text_seconds": one["seconds"],
                      "one_text_tokens_per_second": one["tokens"] / one["seconds"],
                      "memory_gb": peak_memory_gb(model.device)}
