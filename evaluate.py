@@ -76,10 +76,7 @@ class NGram:
             counts = Counter(gram[1:] for gram in (grams if k == order else set(grams)))
             seen = Counter(counts.values())
             discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5    # of none, any will do
-            total, distinct = Counter(), Counter()
-            for gram, count in counts.items():
-                total[gram[:-1]] += count
-                distinct[gram[:-1]] += 1
+            total, distinct = (Counter(gram[:-1] for gram in grams) for grams in (counts.elements(), counts))
             self.tables.append((discount, counts, total, distinct))
 
     def nats(self, tokens):
@@ -123,7 +120,7 @@ def type_token_ratio(words):
 
 
 def mattr(words, window=50):
-    """Moving-average type-token ratio (Covington and McFall 2010): the mean over all windows."""
+    """Moving-average type-token ratio (Covington and McFall 2010)."""
     return float(np.mean([type_token_ratio(gram) for gram in ngrams(words, min(window, len(words)))]))
 
 
@@ -318,7 +315,7 @@ class Passages:
         return values, here["words"][self.top] / len(words), rest["words"][self.top] / rest["words"].sum()
 
     def sentence_lengths(self, rows):
-        """Shares of sentences of 1-5, 6-10, ... words, the last of 76 and more."""
+        """Shares of sentences of 1-5, 6-10, ... words, the last 76 and more."""
         fives = [min((n - 1) // 5, 15) for i in rows for n in self.lengths[i]]
         return (np.bincount(fives, minlength=16) / len(fives)).tolist()
 
@@ -865,11 +862,11 @@ def other_settings(how):
 
 GROUPS = {"generated": "generated", "held_out": "held-out", "shuffled": "shuffled words",
           "control": "control book", "book": "the book"}
-INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}   # in a plot; in the page, CSS
+INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}   # stand for CSS's
 
 
 def number(value, unit="", error=None):
-    """A figure as a person reads it, with twice its standard error; a dash for what was not measured."""
+    """A figure for people, with twice its standard error; a dash for none."""
     if value is None:
         return "–"
     if unit.startswith("share"):
@@ -897,8 +894,7 @@ def charts(results, names):
 
 
 def chart(name, curves, xlabel, ylabel, ylim=None):
-    """Inline SVG of curves (label, ink, x, y) that takes its colours from the page, as wide as a phone, so
-    that its type stays legible."""
+    """Inline SVG of curves (label, ink, x, y) in the page's colours, as wide as a phone."""
     import matplotlib
     from matplotlib.figure import Figure
     coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -920,7 +916,7 @@ def chart(name, curves, xlabel, ylabel, ylim=None):
 
 
 def page(results, names):
-    """The report of results[0], others beside it: evaluate.html, filled."""
+    """evaluate.html, filled: the report of results[0], others beside it."""
     from jinja2 import Environment
     frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         sample.with_style("evaluate.html"))
