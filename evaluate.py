@@ -492,16 +492,11 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
     return total
 
 
-def masks_of_each(sequences):
-    """How many masks of each sequence: `points`, or enough for 2,000 in all."""
-    return points or 10 * math.ceil(200 / sequences)
-
-
 def likelihood(model, sequences, sizes, seed, advance):
     """(evaluation.json's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The ten
     `bits_per_token_by_mask_rate` average to the bound, in bits per token. The twin's likelihood is exact."""
     advance("the bound on held-out text")
-    exact, masks = model.config.causal, masks_of_each(len(sequences))
+    exact, masks = model.config.causal, points or 10 * math.ceil(200 / len(sequences))
     bound = held_out_bound(model, sequences, masks, seed)
     nats, tokens = bound.per_sequence, int(bound.length.sum())
     result = {"perplexity": math.exp(float(nats.sum()) / tokens), "exact": exact, "tokens": tokens,
