@@ -513,8 +513,8 @@ def likelihood(model, sequences, sizes, seed, advance):
             step = partial(advance, name.replace("_", " "))
             found[name] = ordered_nats(model, sequences, sampling.order, block, step)
     for name, values in found.items():
-        ratio = (None, None) if values is None else bits_per_byte(values, sizes)
-        result[f"{name}bits_per_byte"], result[f"{name}bits_per_byte_se"] = ratio
+        both = (None, None) if values is None else bits_per_byte(values, sizes)
+        result[f"{name}bits_per_byte"], result[f"{name}bits_per_byte_se"] = both
     return result, nats.numpy()
 
 
@@ -609,7 +609,7 @@ def choose_prompts(openings, tokenizer, context, notes):
 
 
 def write_samples(model, tokenizer, chosen):
-    """(samples, speed): n_seeds texts for each prompt, all at once; then one alone, for its time."""
+    """(samples, speed): n_seeds texts for each prompt at once; then one alone, for its time."""
     jobs, context = [], model.config.block_size
     for prompt in chosen:
         words = prompt.rstrip()
@@ -647,8 +647,8 @@ def beside_held_out(samples, held_out, notes):
 
 
 def look_at(ids, prompts, source, ngram, tokenizer):
-    """{"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, and the texts of
-    {group: lists of ids}"""
+    """({"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, {group: texts});
+    ids: {group: lists of ids}; prompts: one for each of those generated."""
     texts = {group: [tokenizer.decode(i) for i in members] for group, members in ids.items()}
     length = int(np.median([len(words_of(text)) for text in texts["generated"]]))
     passages = passages_of(source.train_text, max(20, length)) or [source.train_text]
@@ -679,7 +679,7 @@ class Evaluated(NamedTuple):
 
 
 def evaluate_checkpoint(path, advance):
-    """Everything about a checkpoint but what others say of it."""
+    """Everything about a checkpoint but what others say of it"""
     model, tokenizer, saved = sample.load(path, device)
     source, training, context = open_book(path, saved), saved.get("training", {}), model.config.block_size
     cut = [chop([ids], context) for ids in source.held_out[split]]
@@ -766,9 +766,9 @@ def summarise(result):
 def on_prediction(result):
     like, floor, trained = result["likelihood"], result["baselines"], result["trained"]
     bits, gain, error = like["bits_per_byte"], like["gain_over_ngram"], 2 * (like["gain_over_ngram_se"] or 0)
-    unigram, ngram = floor["unigram_bits_per_byte"], floor["ngram_bits_per_byte"]
-    facts = (f"It predicts held-out text at {bits:.2f} bits a byte (lower is better); "
-             f"word frequencies need {unigram:.2f}, a table of counts {ngram:.2f}")
+    unigram = floor["unigram_bits_per_byte"]
+    facts = (f"It predicts held-out text at {bits:.2f} bits a byte (lower is better); word frequencies need "
+             f"{unigram:.2f}, a table of counts {floor['ngram_bits_per_byte']:.2f}")
     if bits >= unigram:
         yield "bad", f"{facts}: it has not yet learned that words depend on their neighbours."
         yield "next", "Train for more steps; small batches get off this plateau sooner."
@@ -797,8 +797,8 @@ def on_prediction(result):
 
 
 def on_copying(result):
-    memory = result["memorization"]
-    mine, human = memory["generated"], memory.get("held_out", {"copied_share": 0.0, "longest_run_tokens": 0})
+    none = {"copied_share": 0.0, "longest_run_tokens": 0}
+    mine, human = (result["memorization"].get(group, none) for group in ("generated", "held_out"))
     if human["longest_run_tokens"] >= 50:
         yield "bad", (f"Held-out text shares {human['longest_run_tokens']} tokens in a row with the training "
                       "text: the book repeats itself, or the split leaks.")
@@ -831,9 +831,8 @@ def on_style(result):
 
 
 def on_variety(result):
-    varied = result["diversity"]
-    mine, human = varied["generated"], varied.get("held_out", {"repetition": None})
-    if mine["repetition"] is None or human["repetition"] is None:
+    mine, human = (result["diversity"].get(group) for group in ("generated", "held_out"))
+    if not human or None in (mine["repetition"], human["repetition"]):
         return
     facts = (f"{mine['repetition']:.0%} of its four-word runs repeat within a text, and a word carries "
              f"{mine['entropy']:.1f} bits (held-out text: {human['repetition']:.0%}, {human['entropy']:.1f})")
