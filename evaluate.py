@@ -5,8 +5,8 @@
     python evaluate.py --compare=out_causal,out_no_curriculum  # side by side; a causal one judges samples too
     python evaluate.py --text1="It was dark." --text2=chapter.txt  # only compare two texts
 
-Every draw comes from --seed: the same evaluation on the same machine gives the same numbers, times and memory
-excepted. What cannot be measured is null in the file, with the reason in its `notes`.
+One seed on one machine gives the same numbers again, but for times and memory. What cannot be measured is
+null, with the reason in `notes`.
 """
 import base64
 import bz2
@@ -17,9 +17,9 @@ import lzma
 import math
 import re
 import sys
-import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from itertools import chain, cycle, groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -28,48 +28,46 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
+from torch.nn.functional import cross_entropy
 
 import sample
 from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, count_parameters, held_out_bound, hide, pad, parts, peak_memory_gb
 from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
 
-out_dir = "out"         # where train.py left its checkpoints, and where the evaluation goes
+out_dir = "out"         # where train.py left its checkpoints and the evaluation goes
 checkpoint = ""         # a checkpoint's path; empty: best.pt in out_dir
-book = ""               # the prepared book; empty: what the checkpoint was trained on, or was prepared last
+book = ""               # the prepared book; empty: the checkpoint's, or the one prepared last
 split = "test"          # held-out text for the likelihood and the prompts {test, val}
 device = ""             # cpu, cuda, mps; empty: a GPU if there is one
 seed = 0                # of every random draw [0, 2000000000]
 points = 0              # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
 left_to_right = False   # also exact likelihoods, a call per token: left to right, and in the sampler's order
-compare = ""            # other out_dirs (or checkpoints) to put beside this one, separated by commas
+compare = ""            # other out_dirs (or checkpoints) to put beside this one, with commas
 control = ""            # another book: its style should not pass for this one's
 prompts = ""            # a file of prompts, one a line; empty: openings of held-out sentences
 n_prompts = 8           # how many prompts [1, ...)
 n_seeds = 3             # texts per prompt [1, ...)
 max_tokens = 100        # tokens per text, less where the model's context is short [8, ...)
 sampling = Sampling()   # how the samples are drawn, as in sample.py: --steps=50, --block_size=16
-text1 = ""              # with text2: print the similarity of two texts (or of two files) and do nothing else
+text1 = ""              # with text2: only print the similarity of two texts (or files)
 text2 = ""              # the other text
 
-NGRAM_ORDER = 4         # of the n-gram baseline; on one book a fifth token gains nothing measurable
+NGRAM_ORDER = 4         # on one book a fifth token gains nothing measurable
 RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)    # mask rates of the masked perplexity
 MASK_DRAWS = 4          # masks per sequence and rate
 COPIED = 8              # tokens; a run this long that stands in the training text is a copy
-REPLICATES = 200        # bootstrap samples of the book's own style,
-RUN = 8                 # in runs of this many neighbouring passages, about a scene
+REPLICATES = 200        # bootstrap samples of the book's style
+RUN = 8                 # neighbouring passages in them, about a scene
 
 
 # ---- an n-gram model
 
 class NGram:
-    """Interpolated Kneser-Ney (Chen and Goodman 1999, sec. 2.7), learnt from lists of ids 0 .. vocab-1, the
-    unigram interpolated with the uniform distribution, so that every token has a probability.
-
-    The discount of each order is n1 / (n1 + 2·n2) (Ney et al. 1994). A sequence begins without context: its
-    first tokens are predicted by lower orders, whose counts are of distinct left neighbours, the beginning
-    of a sequence being one. NLTK's model is the same but for the discount, and takes 24 ms a token.
-    """
+    """Interpolated Kneser-Ney (Chen and Goodman 1999, sec. 2.7) of ids 0 .. vocab-1, down to the uniform
+    distribution; an order's discount is n1 / (n1 + 2·n2) (Ney et al. 1994). A sequence begins without
+    context: its first tokens are predicted by lower orders, whose counts are of distinct left neighbours,
+    the beginning being one. NLTK's model is the same but for the discount, and takes 24 ms a token."""
 
     def __init__(self, order, vocab, sequences):
         self.vocab, self.tables = vocab, []     # discount, counts, by context their sum and number
@@ -77,12 +75,8 @@ class NGram:
             grams = [(s[i - 1] if i else None, *s[i:i + k]) for s in sequences for i in range(len(s) - k + 1)]
             counts = Counter(gram[1:] for gram in (grams if k == order else set(grams)))
             seen = Counter(counts.values())
-            # without a count of one, any discount will do
-            discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5
-            total, distinct = Counter(), Counter()
-            for gram, count in counts.items():
-                total[gram[:-1]] += count
-                distinct[gram[:-1]] += 1
+            discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5    # of none, any will do
+            total, distinct = (Counter(gram[:-1] for gram in grams) for grams in (counts.elements(), counts))
             self.tables.append((discount, counts, total, distinct))
 
     def nats(self, tokens):
@@ -93,7 +87,7 @@ class NGram:
             for k, (discount, counts, total, distinct) in enumerate(self.tables[:i + 1]):
                 gram = tuple(tokens[i - k:i + 1])
                 context = gram[:-1]
-                if context not in total:    # then no longer context was seen either
+                if context not in total:    # nor any longer one
                     break
                 p = (max(counts[gram] - discount, 0) + discount * distinct[context] * p) / total[context]
             result[i] = -math.log(p)
@@ -102,12 +96,12 @@ class NGram:
 
 # ---- measures of a text
 
-# what stands between spaces; a character where none are written
+# what stands between spaces; a character where there are none
 PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 
 
 def passages_of(text, length):
-    """Consecutive passages of `length` words, or a few more, for none is cut; the rest is dropped."""
+    """Consecutive passages of `length` words, or a few more where a piece has several; no rest."""
     passages, begin, count = [], 0, 0
     for piece in PIECE.finditer(text):
         count += len(words_of(piece[0]))
@@ -126,13 +120,13 @@ def type_token_ratio(words):
 
 
 def mattr(words, window=50):
-    """Moving-average type-token ratio (Covington and McFall 2010): the mean over all windows."""
+    """Moving-average type-token ratio (Covington and McFall 2010)."""
     return float(np.mean([type_token_ratio(gram) for gram in ngrams(words, min(window, len(words)))]))
 
 
 def mtld(words, threshold=0.72):
-    """Words per factor, a factor being a stretch in which the type-token ratio falls to the threshold; mean
-    of reading forwards and backwards (McCarthy and Jarvis 2010). Infinite for a text without repetition."""
+    """Words per stretch in which the type-token ratio falls to the threshold, mean of both directions
+    (McCarthy and Jarvis 2010). Infinite without repetition."""
     def one_way(words):
         factors, seen, count = 0.0, set(), 0
         for word in words:
@@ -147,14 +141,14 @@ def mtld(words, threshold=0.72):
 
 
 def burrows_delta(first, second, spread):
-    """How far two texts' relative frequencies (W,) lie apart, in standard deviations of a corpus, `spread`
-    (W,); the mean over words that vary (Burrows 2002; this form: Argamon 2008)."""
+    """Mean distance of relative frequencies (W,) in standard deviations `spread` (W,), over words that vary
+    (Burrows 2002; this form: Argamon 2008)."""
     varies = spread > 0
     return float(np.mean(np.abs(first - second)[varies] / spread[varies]))
 
 
 def jensen_shannon(p, q):
-    """Distance of two count vectors' distributions, 0 (the same) to 1 (nothing in common, or none in one)."""
+    """Distance of two count vectors, 0 (the same distribution) to 1 (nothing in common, or none in one)."""
     from scipy.spatial.distance import jensenshannon
     return float(jensenshannon(p, q, base=2)) if np.any(p) and np.any(q) else 1.0
 
@@ -179,7 +173,7 @@ def entropy(texts):
 
 
 def self_bleu(texts):
-    """Mean BLEU-4 of each text (a list of words) against all others (Zhu et al., 1802.01886), or None."""
+    """Mean BLEU-4 of each text against all others (Zhu et al., 1802.01886), or None."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     if len(texts) < 2:
         return None
@@ -189,15 +183,15 @@ def self_bleu(texts):
 
 
 def as_characters(ids):
-    """Token ids as a str of one character each, in which Python's search finds runs of tokens."""
+    """Token ids as a str, in which `in` finds runs of them."""
     return "".join(map(chr, ids))
 
 
 def match_lengths(ids, source):
-    """For each position of ids, how many tokens from there on stand somewhere in source, both characters."""
+    """For each position of ids, how many tokens from there on stand in source, both `as_characters`."""
     lengths, length = [], 0
     for i in range(len(ids)):
-        length = max(length - 1, 0)         # what matched from i-1 still matches from i, one shorter
+        length = max(length - 1, 0)     # what matched from i-1 matches from i, one shorter
         while i + length < len(ids) and ids[i:i + length + 1] in source:
             length += 1
         lengths.append(length)
@@ -209,27 +203,22 @@ def memorization(texts, source, decode):
     COPIED and more, and by n the share of n-grams that source does not have."""
     source, total = as_characters(source), sum(map(len, texts))
     found = [match_lengths(as_characters(ids), source) for ids in texts]
-    copied, longest, passage = 0, 0, []
-    for ids, lengths in zip(texts, found):
-        end = 0                             # of the copied runs so far, which may overlap
-        for i, length in enumerate(lengths):
-            if length > longest:
-                longest, passage = length, ids[i:i + length]
-            if length >= COPIED:
-                copied += i + length - max(i, end)
-                end = i + length
+    longest = max((ids[i:i + n] for ids, lengths in zip(texts, found) for i, n in enumerate(lengths)),
+                  key=len, default=[])
+    copied = sum(len({j for i, n in enumerate(lengths) if n >= COPIED for j in range(i, i + n)})
+                 for lengths in found)
     novelty = {}
     for n in range(2, 17):
-        grams = [length for lengths in found for length in lengths[:max(0, len(lengths) - n + 1)]]
-        novelty[str(n)] = sum(length < n for length in grams) / len(grams) if grams else None
-    return {"longest_run_tokens": longest, "longest_run_text": decode(passage),
+        new = [length < n for lengths in found for length in lengths[:max(0, len(lengths) - n + 1)]]
+        novelty[str(n)] = sum(new) / len(new) if new else None
+    return {"longest_run_tokens": len(longest), "longest_run_text": decode(longest),
             "copied_share": copied / total if total else None, "tokens": total, "novelty": novelty}
 
 
 # ---- style
 
-INSIDE, LESS = "↔", "↓"     # best inside the book's own range, or low
-STYLE = {       # label, unit, direction; those that are better lower are distances from the book
+INSIDE, LESS = "↔", "↓"     # best inside the book's own range, or low: a distance from the book
+STYLE = {       # label, unit, which is best
     "sentence_length": ("Sentence length, mean", "words", INSIDE),
     "sentence_spread": ("Sentence length, standard deviation", "words", INSIDE),
     "sentence_profile": ("Sentence lengths", "distance, 0–1", LESS),
@@ -237,7 +226,7 @@ STYLE = {       # label, unit, direction; those that are better lower are distan
     "mattr": ("Moving-average type-token ratio", "distinct words per word, windows of 50", INSIDE),
     "mtld": ("MTLD", "words per factor", INSIDE),
     "yules_k": ("Yule's K", "repeated pairs per 10,000", INSIDE),
-    "coverage": ("Words that the rest of the book uses too", "share of words", INSIDE),
+    "coverage": ("Words that the rest of the book uses", "share of words", INSIDE),
     "punctuation": ("Punctuation", "marks per word", INSIDE),
     "delta": ("Burrows's Delta, top 150 words", "standard deviations", LESS),
     "character_profile": ("Groups of three characters", "distance, 0–1", LESS),
@@ -252,7 +241,7 @@ STYLE = {       # label, unit, direction; those that are better lower are distan
 
 
 def parsed(text):
-    """(part-of-speech tags by sentence, phrases as "NP DT JJ NN") from TextBlob's lexicon."""
+    """(lists of part-of-speech tags by sentence, phrases as "NP DT JJ NN") from TextBlob's lexicon."""
     from textblob.en import parse
     sentences, phrases = [], []
     for line in parse(text).split("\n"):
@@ -291,7 +280,7 @@ def traits(text, punkt, english):
 
 
 class Passages:
-    """The traits of a book's passages and of other groups', each group in its `rows`."""
+    """The traits of a book's passages and other groups', each group in its `rows`."""
 
     def __init__(self, of_book, groups, english):
         from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
@@ -301,10 +290,9 @@ class Passages:
         for name, group in ({"book": of_book} | groups).items():
             self.rows[name] = np.arange(len(texts), len(texts) + len(group))
             texts += group
-        found = zip(*(traits(text, punkt, english) for text in texts))
-        self.words, self.lengths, self.numbers, profiles = found
-        counts = {name: [p[name] for p in profiles] for name in profiles[0]}
-        self.tables = {name: DictVectorizer().fit_transform(column) for name, column in counts.items()}
+        self.words, self.lengths, self.numbers, profiles = zip(*(traits(t, punkt, english) for t in texts))
+        self.tables = {name: DictVectorizer().fit_transform([p[name] for p in profiles])
+                       for name in profiles[0]}
         self.book = self.sums(self.rows["book"])
         self.top = np.argsort(-self.book["words"], kind="stable")[:150]
 
@@ -313,23 +301,22 @@ class Passages:
         return {name: np.asarray(table[rows].sum(0))[0] for name, table in self.tables.items()}
 
     def measure(self, rows):
-        """({measure: value}, relative frequencies of the top words here and in the rest of the book)."""
+        """({measure: value}, relative frequencies of the top words here and in the rest of the book)"""
         words, lengths = ([x for i in rows for x in lists[i]] for lists in (self.words, self.lengths))
         here, rest = self.sums(rows), self.book
-        if rows[0] in self.rows["book"]:    # a draw from the book is not compared with itself
-            rest = {name: counts - here[name] for name, counts in self.book.items()}
+        if rows[0] in self.rows["book"]:    # not compared with itself
+            rest = {name: counts - here[name] for name, counts in rest.items()}
         values = {"sentence_length": np.mean(lengths), "sentence_spread": np.std(lengths),
                   "type_token_ratio": type_token_ratio(words), "mattr": mattr(words),
                   "mtld": min(mtld(words), 1e6), "yules_k": yules_k(words),
                   "coverage": here["words"][rest["words"] > 0].sum() / len(words)}
         values |= {name: np.mean([self.numbers[i][name] for i in rows]) for name in self.numbers[0]}
         values |= {name: jensen_shannon(here[name], rest[name]) for name in here if name != "words"}
-        frequencies = here["words"][self.top] / len(words), rest["words"][self.top] / rest["words"].sum()
-        return {name: float(value) for name, value in values.items()}, *frequencies
+        return values, here["words"][self.top] / len(words), rest["words"][self.top] / rest["words"].sum()
 
-    def sentence_lengths(self, name):
-        """Shares of a group's sentences that are of 1-5, 6-10, ... words, the last of 76 and more."""
-        fives = [min((n - 1) // 5, 15) for i in self.rows[name] for n in self.lengths[i]]
+    def sentence_lengths(self, rows):
+        """Shares of sentences of 1-5, 6-10, ... words, the last 76 and more."""
+        fives = [min((n - 1) // 5, 15) for i in rows for n in self.lengths[i]]
         return (np.bincount(fives, minlength=16) / len(fives)).tolist()
 
 
@@ -338,52 +325,43 @@ def style(of_book, groups, english):
 
     K of these drawn in runs of neighbours, again and again (a block bootstrap, Künsch 1989; without
     replacement, for a passage that came twice would look repetitive), show how each measure varies where the
-    style is the book's by definition; profiles and coverage are taken against the rest of the book. `range`
-    holds 95 % of these draws. `distance` is the root mean square over the measures of the deviation in the
-    draws' standard deviations (upwards alone for what is itself a distance); 99 of 100 draws stay under
-    `limit`.
+    style is the book's by definition; profiles and coverage are against the rest of the book. `range` holds
+    95 % of the draws. `deviation` is in their standard deviations (upwards alone for what is itself a
+    distance), `distance` its root mean square over the measures; 99 of 100 draws stay under `limit`.
     """
     passages, rng = Passages(of_book, groups, english), np.random.default_rng(seed)
     n, size = len(of_book), len(next(iter(groups.values())))
-
-    def some_runs():
+    rows = []
+    for _ in range(REPLICATES):
         starts = rng.permutation(n // RUN)[:-(-size // RUN), None] * RUN
-        return (starts + np.arange(RUN) + rng.integers(n)).ravel()[:size] % n
-
-    draws = [passages.measure(some_runs()) for _ in range(REPLICATES)]
-    measured = {name: passages.measure(passages.rows[name]) for name in groups}
-    spread_of_words = np.std([here for _, here, _ in draws], axis=0)
-    for values, here, there in [*draws, *measured.values()]:
+        rows.append((starts + np.arange(RUN) + rng.integers(n)).ravel()[:size] % n)
+    found = [passages.measure(some) for some in rows + [passages.rows[group] for group in groups]]
+    spread_of_words = np.std([here for _, here, _ in found[:REPLICATES]], axis=0)
+    for values, here, there in found:
         values["delta"] = burrows_delta(here, there, spread_of_words)
-    draws, measured = [values for values, *_ in draws], {name: found[0] for name, found in measured.items()}
-    own = {name: np.array([values[name] for values in draws]) for name in STYLE if name in draws[0]}
-    own = {name: values for name, values in own.items() if values.std() > 0}    # others measure nothing
-
-    def deviations(values):
-        z = {name: float((values[name] - own[name].mean()) / own[name].std()) for name in own}
-        return {name: max(value, 0.0) if STYLE[name][2] == LESS else value for name, value in z.items()}
-
-    def distance(values):
-        return float(np.sqrt(np.mean(np.square(list(deviations(values).values())))))
-
-    limit = float(np.quantile([distance(values) for values in draws], 0.99))
-    distances = {name: distance(values) for name, values in measured.items()}
-    measures = {}
-    for name, values in own.items():
-        low, high = np.quantile(values, [0, 0.95] if STYLE[name][2] == LESS else [0.025, 0.975])
-        measures[name] = {"unit": STYLE[name][1], "range": [float(low), float(high)]}
-        for group, found in measured.items():
-            measures[name][group] = {"value": found[name], "deviation": deviations(found)[name]}
+    measures, deviations = {}, []
+    for name, (_, unit, better) in STYLE.items():
+        column = np.array([values.get(name, 0) for values, *_ in found])
+        own = column[:REPLICATES]
+        if own.std() > 0:       # else it measures nothing
+            z = (column - own.mean()) / own.std()
+            z, ends = (z.clip(0), (0, 0.95)) if better == LESS else (z, (0.025, 0.975))
+            deviations.append(z)
+            measures[name] = {"unit": unit, "range": np.quantile(own, ends).tolist()} | {
+                group: {"value": float(value), "deviation": float(deviation)}
+                for group, value, deviation in zip(groups, column[REPLICATES:], z[REPLICATES:])}
+    distances = [float(np.sqrt(np.mean(np.square(z)))) for z in zip(*deviations)]
+    limit, distances = float(np.quantile(distances[:REPLICATES], 0.99)), distances[REPLICATES:]
     return {"passages": size, "words_per_passage": len(passages.words[0]), "limit": limit,
-            "distance": distances, "measures": measures,
-            "in_style": {name: value <= limit for name, value in distances.items()},
-            "sentence_lengths": {name: passages.sentence_lengths(name) for name in passages.rows}}
+            "distance": dict(zip(groups, distances)), "measures": measures,
+            "in_style": {group: value <= limit for group, value in zip(groups, distances)},
+            "sentence_lengths": {name: passages.sentence_lengths(own) for name, own in passages.rows.items()}}
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
-    """`style` of as many samples and controls, of one length, or None with the reason in notes."""
+    """`style` of as many samples and controls, of one length; else None, the reason in notes."""
     lengths = sorted(len(words_of(text)) for text in completions)
-    length = max(1, lengths[len(lengths) // 10])    # the few texts shorter than this are left out
+    length = max(1, lengths[len(lengths) // 10])    # the few shorter texts are left out
     groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]],
               "held_out": passages_of(held_out_text, length)}
     if control:
@@ -393,9 +371,8 @@ def measure_style(train_text, held_out_text, completions, english, notes):
     size = min(len(of_book) // 4, *map(len, groups.values()))
     if length < 25 or size < 4:
         counts = ", ".join(f"{len(group)} {GROUPS[name]}" for name, group in groups.items())
-        notes.append(
-            "Style is not measured: it wants four texts of 25 words from each source and four times as many "
-            f"passages of the book; here, at {length} words, are {counts} and {len(of_book)} of the book.")
+        notes.append("Style is not measured: it wants four texts of 25 words from each source and sixteen "
+                     f"of the book; here, of {length} words, are {counts} and {len(of_book)} of the book.")
         return None
     groups = {name: spread(group, size) for name, group in groups.items()}
     mixed = np.random.default_rng(seed).permutation(PIECE.findall(" ".join(groups["held_out"])))
@@ -411,10 +388,9 @@ def spread(items, n):
 # ---- similarity and diversity
 
 class Similarity:
-    """Similarity of texts in three respects, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD,
-    both learnt from the book (Deerwester et al. 1990), nothing below 0; lexical, shared words among all
-    words (Jaccard); syntactic, 1 - Jensen-Shannon distance of the parts of speech (English only). Combined
-    is their mean."""
+    """Similarity of texts, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD, both learnt from
+    the book (Deerwester et al. 1990); lexical, shared words among all words (Jaccard); syntactic, 1 -
+    Jensen-Shannon distance of parts of speech (English only); combined, their mean."""
 
     def __init__(self, texts, english):
         from sklearn.decomposition import TruncatedSVD
@@ -427,31 +403,28 @@ class Similarity:
             self.svd = TruncatedSVD(max(1, min(100, min(table.shape) - 1)), random_state=0).fit(table)
 
     def between(self, first, second):
-        """Two lists of texts -> {respect: (len(first), len(second)) array}."""
+        """Two lists of texts -> {respect: (len(first), len(second)) array}"""
+        from sklearn.feature_extraction import DictVectorizer
         from sklearn.metrics.pairwise import cosine_similarity
         a, b = ([set(words_of(text)) for text in texts] for texts in (first, second))
         vectors = (self.svd.transform(self.tfidf.transform(texts)) for texts in (first, second))
         result = {"semantic": cosine_similarity(*vectors).clip(0, 1),
                   "lexical": np.array([[len(x & y) / max(len(x | y), 1) for y in b] for x in a])}
         if self.english:
-            counts = [Counter(tag for tags in parsed(text)[0] for tag in tags) for text in (*first, *second)]
-            tags = sorted(set().union(*counts))
-            rows = [[c[tag] for tag in tags] for c in counts]
-            result["syntactic"] = np.array([[1 - jensen_shannon(x, y) for y in rows[len(first):]]
-                                            for x in rows[:len(first)]])
+            tags = DictVectorizer(sparse=False).fit_transform(
+                [Counter(chain(*parsed(text)[0])) for text in (*first, *second)])
+            result["syntactic"] = np.array([[1 - jensen_shannon(x, y) for y in tags[len(first):]]
+                                            for x in tags[:len(first)]])
         return result | {"combined": np.mean(list(result.values()), axis=0)}
 
 
 def diversity(texts, prompts, alike):
-    """How different texts are from one another, and those from one of the prompts, one for each text."""
+    """How different texts are from one another; prompts: one for each text."""
     words = [words_of(text) for text in texts]
     among, same = alike.between(texts, texts)["combined"], np.equal.outer(prompts, prompts)
-    other = ~np.eye(len(texts), dtype=bool)
-
-    def mean(pairs):
-        return float(among[pairs].mean()) if pairs.any() else None
-
-    return {"pairwise_similarity": mean(other), "same_prompt_similarity": mean(other & same),
+    others = ~np.eye(len(texts), dtype=bool)
+    pairs = {"pairwise_similarity": others, "same_prompt_similarity": others & same}
+    return {**{name: float(among[two].mean()) if two.any() else None for name, two in pairs.items()},
             "self_bleu": self_bleu(words), "entropy": entropy(words), "repetition": repetition(words),
             **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3, 4)}}
 
@@ -459,14 +432,14 @@ def diversity(texts, prompts, alike):
 # ---- likelihood
 
 def chop(examples, block_size):
-    """Lists of ids -> nearly equal pieces of at most block_size, every token in exactly one."""
+    """Lists of ids -> nearly equal pieces of at most block_size"""
     return [ids[a:b] for ids in examples for a, b in parts(0, len(ids), block_size)]
 
 
 def bits_per_byte(nats, sizes):
-    """(ratio, its standard error) from nats and bytes per sequence, both (N,). The error is that of a ratio
-    estimator over sequences (Cochran 1977, sec. 2.11), None for fewer than two. It contains the noise of
-    random masks; that neighbours are alike it does not."""
+    """(ratio, its standard error) from nats and bytes per sequence, both (N,): a ratio estimator's (Cochran
+    1977, sec. 2.11), None for fewer than two. It has the noise of random masks in it, and ignores that
+    neighbours are alike."""
     nats, sizes = np.asarray(nats, float), np.asarray(sizes, float)
     n, ratio = len(nats), nats.sum() / sizes.sum()
     squares = np.square(nats - ratio * sizes).sum()
@@ -476,8 +449,7 @@ def bits_per_byte(nats, sizes):
 
 @torch.no_grad()
 def masked_perplexity(model, sequences, seed):
-    """{rate: exp of the mean -log p of masked tokens}, that share of each sequence masked. Not a likelihood:
-    it sees the rest."""
+    """{rate: exp of the mean -log p of masked tokens}: not a likelihood, for the model sees the rest."""
     generator = torch.Generator().manual_seed(seed)
     nats, count = torch.zeros(len(RATES), dtype=torch.float64), torch.zeros(len(RATES))
     for tokens in sequences:
@@ -486,18 +458,17 @@ def masked_perplexity(model, sequences, seed):
         rows, noise = tokens.expand(len(k), -1), torch.rand(len(k), length, generator=generator)
         hidden = hide(torch.ones_like(noise, dtype=torch.bool), k, noise)
         masked = rows.masked_fill(hidden, model.config.mask_id)
-        log_p = model(masked.to(model.device), hidden.to(model.device)).cpu().double().log_softmax(1)
+        logits = model(masked.to(model.device), hidden.to(model.device)).cpu().double()
         rate = torch.arange(len(RATES)).repeat_interleave(MASK_DRAWS).repeat_interleave(k)
-        nats.index_add_(0, rate, -log_p.gather(1, rows[hidden][:, None])[:, 0])
+        nats.index_add_(0, rate, cross_entropy(logits, rows[hidden], reduction="none"))
         count += k.view(len(RATES), MASK_DRAWS).sum(1)
     return {str(rate): float(value) for rate, value in zip(RATES, (nats / count).exp())}
 
 
 @torch.no_grad()
 def ordered_nats(model, sequences, order, block_size, advance=lambda step: None):
-    """(N,) -log p of sequences (1-d tensors) whose tokens are unmasked one at a time, in blocks from left
-    to right and within a block in the sampler's `order`, without its ties' chance: exact, for what comes
-    next depends only on what has come. One call of the network per token."""
+    """(N,) -log p of 1-d tensors unmasked a token at a time, in blocks from left to right and within these in
+    the sampler's `order` (but for its ties): exact, for what comes next depends only on what has come."""
     config, size = model.config, max(1, 8192 // max(map(len, sequences)))
     total, generator = torch.zeros(len(sequences), dtype=torch.float64), torch.Generator().manual_seed(seed)
     for begin in range(0, len(sequences), size):
@@ -509,13 +480,9 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
             masked = rows.masked_fill(hidden, config.mask_id)
             log_p = model(masked.to(model.device), where.to(model.device)).float().log_softmax(1).cpu()
             p = log_p.exp()
-            likeliest = p.topk(2).values
-            score = likeliest[:, 0]
-            if order == "margin":
-                score = likeliest[:, 0] - likeliest[:, 1]
-            elif order == "entropy":
-                score = (p * log_p).sum(1)
-            elif order == "random":
+            likeliest, second = p.topk(2).values.T
+            score = {"margin": likeliest - second, "entropy": (p * log_p).sum(1)}.get(order, likeliest)
+            if order == "random":
                 score = torch.rand(len(p), generator=generator)
             first = torch.full(where.shape, -torch.inf).masked_scatter(where, score).argmax(1, keepdim=True)
             own = torch.zeros(where.shape).masked_scatter(where, log_p.gather(1, rows[where][:, None]))
@@ -525,44 +492,34 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
     return total
 
 
-def masks_of_each(sequences):
-    """How many masks of each sequence the bound is taken over: `points`, or enough for 2,000 in all."""
-    return points or 10 * math.ceil(200 / sequences)
-
-
 def likelihood(model, sequences, sizes, seed, advance):
-    """(the contract's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The ten
+    """(evaluation.json's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The ten
     `bits_per_token_by_mask_rate` average to the bound, in bits per token. The twin's likelihood is exact."""
     advance("the bound on held-out text")
-    exact, masks = model.config.causal, masks_of_each(len(sequences))
+    exact, masks = model.config.causal, points or 10 * math.ceil(200 / len(sequences))
     bound = held_out_bound(model, sequences, masks, seed)
     nats, tokens = bound.per_sequence, int(bound.length.sum())
     result = {"perplexity": math.exp(float(nats.sum()) / tokens), "exact": exact, "tokens": tokens,
               "bytes": int(sum(sizes)), "sequences": len(sequences), "masks_of_each": 0 if exact else masks,
               "masked_perplexity": None, "bits_per_token_by_mask_rate": None}
-    found = dict.fromkeys(("", "left_to_right_", "sampler_order_")) | {"": nats}
-    if exact:
-        found["left_to_right_"] = nats
-    else:
+    found = {"": nats, "left_to_right_": nats if exact else None, "sampler_order_": None}
+    if not exact:
         weighted = (bound.nats * bound.length[:, None] / bound.k).view(len(sequences), 10, -1).mean(2)
         result["bits_per_token_by_mask_rate"] = (weighted.sum(0) / tokens / math.log(2)).tolist()
         advance("masked perplexity")
         result["masked_perplexity"] = masked_perplexity(model, sequences, seed)
-    if left_to_right and not exact:
-        usual = sampling.block_size or model.config.block_size
-        for name, block in (("left_to_right", 1), ("sampler_order", usual)):
-            def step(share, name=name):
-                advance(name.replace("_", " "), share)
-            found[f"{name}_"] = ordered_nats(model, sequences, sampling.order, block, step)
+        blocks = {"left_to_right_": 1, "sampler_order_": sampling.block_size or model.config.block_size}
+        for name, block in blocks.items() if left_to_right else ():
+            step = partial(advance, name.replace("_", " "))
+            found[name] = ordered_nats(model, sequences, sampling.order, block, step)
     for name, values in found.items():
-        ratio = (None, None) if values is None else bits_per_byte(values, sizes)
-        result[f"{name}bits_per_byte"], result[f"{name}bits_per_byte_se"] = ratio
+        both = (None, None) if values is None else bits_per_byte(values, sizes)
+        result[f"{name}bits_per_byte"], result[f"{name}bits_per_byte_se"] = both
     return result, nats.numpy()
 
 
 def compressor(train, held_out):
-    """(name, bits per byte) of the better of two compressors: what held-out bytes, in one piece, add to the
-    compressed training bytes."""
+    """(name, bits per byte) of the better of two compressors: what held-out bytes add to training bytes."""
     programs = {"xz": lambda b: lzma.compress(b, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
                 "bzip2": bz2.compress}
     added = {name: len(pack(train + held_out)) - len(pack(train)) for name, pack in programs.items()}
@@ -571,21 +528,21 @@ def compressor(train, held_out):
 
 
 def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
-    """(the contract's `baselines`, the n-gram model, its nats per piece), all cut where the network's are."""
+    """(evaluation.json's `baselines`, the n-gram model, its nats per piece)"""
     _, ngram = tables = [NGram(order, n_text, train) for order in (1, NGRAM_ORDER)]
     unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
     program, cost = compressor(train_bytes, held_bytes)
-    per_token = float(unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))
     floor = {"unigram_bits_per_byte": bits_per_byte(unigram_nats, sizes)[0],
              "ngram_bits_per_byte": bits_per_byte(nats, sizes)[0], "ngram_order": NGRAM_ORDER,
-             "compressor_bits_per_byte": cost, "compressor": program, "unigram_bits_per_token": per_token}
+             "compressor_bits_per_byte": cost, "compressor": program,
+             "unigram_bits_per_token": float(unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))}
     return floor, ngram, nats
 
 
 # ---- a checkpoint and its book
 
 def prepared(name):
-    """The folder data/<name>/, or that of the book prepared last, or fail()."""
+    """The folder data/<name>/, or that of the book prepared last."""
     latest = Path("data/latest")
     if not name and not latest.exists():
         fail("no book is prepared here: python prepare.py BOOK.txt")
@@ -603,6 +560,7 @@ class Source(NamedTuple):
     held_out: dict      # of "val" and "test" the same
     train_text: str
     held_out_text: str
+    english: bool
     openings: list      # of the split's sentences
 
 
@@ -617,8 +575,7 @@ def open_book(path, saved):
         raw = (folder / f"{stream}.bin").read_bytes()
         digest = hashlib.sha256(raw).hexdigest()
         if training.get("data", {}).get(stream, digest) != digest:
-            fail(f"{folder}/{stream}.bin has changed since {path} was trained, which may have seen the "
-                 f"held-out text: {then}")
+            fail(f"{folder}/{stream}.bin has changed since {path} was trained: {then}")
         ids, cuts = np.frombuffer(raw, "<u2").tolist(), np.fromfile(folder / f"{stream}.idx", "<i8").tolist()
         streams[stream] = [ids[a:b] for a, b in pairwise(cuts)]
     text, sentences, title = read_prepared(folder)
@@ -628,154 +585,145 @@ def open_book(path, saved):
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
     openings = [opening_of(text[s["start"]:s["end"]]) for s in sentences if s["split"] == split]
     return Source(folder.name, title, streams.pop("stage3_train"), streams, texts[True], texts[False],
-                  list(filter(None, openings)))
+                  is_english(words_of(texts[True])), [*filter(None, openings)])
 
 
 def opening_of(sentence):
-    """The first six words, or characters where no spaces are written, of ten or more."""
+    """The first six words (characters, where no spaces are written) of ten or more."""
     sentence = " ".join(sentence.split())
-    words = list(PIECE.finditer(sentence))
+    words = [*PIECE.finditer(sentence)]
     return sentence[:words[6].start()] if len(words) >= 10 else ""
 
 
 def choose_prompts(openings, tokenizer, context, notes):
     """n_prompts of the openings, drawn by chance, or the first of a file of prompts."""
     if prompts:
-        lines = [line.strip() for line in read_book(prompts)[0].splitlines()]
-        return [line + " " for line in lines if line][:n_prompts]
+        lines = read_book(prompts)[0].splitlines()
+        return [line.strip() + " " for line in lines if line.strip()][:n_prompts]
     if not openings:
-        notes.append("The held-out text has no sentence of ten words to take an opening from: the samples "
-                     "are written without a prompt.")
+        notes.append("No held-out sentence has ten words: the samples are written without a prompt.")
     drawn = np.random.default_rng(seed).permutation(len(openings))[:n_prompts]
-    # in a script that writes no spaces six "words" may be long: half the context, then
+    # where no spaces are written six "words" may be long
     cut = [tokenizer.encode(openings[i])[:context // 2] for i in sorted(drawn)]
     return [tokenizer.decode(ids, "ignore") for ids in cut] or [""]
 
 
 def write_samples(model, tokenizer, chosen):
-    """(samples, speed): n_seeds texts for each prompt, all at once; then one alone, for its time."""
+    """(samples, speed): n_seeds texts for each prompt at once; then one alone, for its time."""
     jobs, context = [], model.config.block_size
     for prompt in chosen:
-        room = min(max_tokens, context - len(tokenizer.encode(prompt.rstrip())))
+        words = prompt.rstrip()
+        room = min(max_tokens, context - len(tokenizer.encode(words)))
         if room < 8:
             fail(f"the prompt {prompt!r} leaves no room in the model's context of {context} tokens")
-        parts = [prompt, room] if prompt else [room]
-        seeds = range(seed + len(jobs), seed + len(jobs) + n_seeds)
-        jobs += [sample.job_of(model, tokenizer, prompt.rstrip(), parts, each, sampling) for each in seeds]
+        jobs += [sample.job_of(model, tokenizer, words, [prompt, room], each, sampling)
+                 for each in range(seed + len(jobs), seed + len(jobs) + n_seeds)]
 
-    def written(jobs):
+    def texts_of(jobs):
         return [{"ids": row[jobs[i].row == model.config.mask_id].tolist()} | result
                 for i, row, result in sample.write(model, tokenizer, jobs, sampling)]
 
     try:
-        samples, [one] = written(jobs), written(jobs[:1])
+        samples, [one] = texts_of(jobs), texts_of(jobs[:1])
     except ValueError as error:
         fail(error)
-    tokens, seconds = (sum(s[key] for s in samples) for key in ("tokens", "seconds"))
+    tokens, seconds, steps = (sum(s[key] for s in samples) for key in ("tokens", "seconds", "steps"))
     return samples, {"device": str(model.device), "texts": len(samples),
-                     "calls_per_text": float(np.mean([s["steps"] for s in samples])),
+                     "calls_per_text": steps / len(samples),
                      "tokens_per_second": tokens / seconds, "one_text_seconds": one["seconds"],
                      "one_text_tokens_per_second": one["tokens"] / one["seconds"],
                      "memory_gb": peak_memory_gb(model.device)}
 
 
 def beside_held_out(samples, held_out, notes):
-    """(samples kept, {"generated", "held_out": lists of ids}): of each as many, and as long."""
+    """(samples, held-out passages, lists of ids): as many and as long, or all samples and none."""
     lengths = [len(s["ids"]) for s in samples]
-    human = [ids for ids in chop(held_out, max(lengths)) if len(ids) >= min(lengths)]
-    n = min(len(human), len(samples))
+    passages = [ids for ids in chop(held_out, max(lengths)) if len(ids) >= min(lengths)]
+    n = min(len(passages), len(samples))
     if n < len(samples):
         notes.append(f"Held-out text makes only {n} passages as long as the samples: they are compared with "
                      f"{n or len(samples)} of {len(samples)} samples.")
-    kept = spread(samples, n or len(samples))
-    return kept, {"generated": [s["ids"] for s in kept]} | ({"held_out": spread(human, n)} if n else {})
+    return spread(samples, n or len(samples)), spread(passages, n)
 
 
-def look_at(texts, ids, prompts, train_text, train_ids, ngram, english, decode):
-    """{"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}."""
+def look_at(ids, prompts, source, ngram, tokenizer):
+    """({"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, {group: texts});
+    ids: {group: lists of ids}; prompts: one for each of those generated."""
+    texts = {group: [tokenizer.decode(i) for i in members] for group, members in ids.items()}
     length = int(np.median([len(words_of(text)) for text in texts["generated"]]))
-    passages = passages_of(train_text, max(20, length)) or [train_text]
-    alike, some = Similarity(passages, english), spread(passages, 100)
+    passages = passages_of(source.train_text, max(20, length)) or [source.train_text]
+    alike, some = Similarity(passages, source.english), spread(passages, 100)
     found = {"similarity": {}, "diversity": {}, "memorization": {}, "judged": {}}
     for group, members in texts.items():
-        varied = diversity(members, prompts if group == "generated" else list(range(len(members))), alike)
+        varied = diversity(members, prompts if group == "generated" else range(len(members)), alike)
         nats = np.mean(np.concatenate([ngram.nats(i) for i in ids[group]]))
         found["similarity"][group] = {respect: float(values.mean())
                                       for respect, values in alike.between(members, some).items()}
         found["diversity"][group] = varied
-        found["memorization"][group] = memorization(ids[group], train_ids, decode)
+        found["memorization"][group] = memorization(ids[group], chain(*source.train), tokenizer.decode)
         found["judged"][group] = {"ngram_perplexity": math.exp(nats), "twin_perplexity": None,
                                   "entropy": varied["entropy"], "repetition": varied["repetition"]}
-    return found
+    return found, texts
 
 
 class Evaluated(NamedTuple):
     """A checkpoint's evaluation, and what comparing it with others needs."""
-    result: dict            # as evaluation.json has it
+    result: dict            # as in evaluation.json
     model: torch.nn.Module
     tokenizer: object
-    nats: np.ndarray        # (N,) the bound on -log p of each held-out sequence,
+    nats: np.ndarray        # (N,) the bound on -log p of each held-out piece,
     sizes: np.ndarray       # its bytes,
-    example: np.ndarray     # and which of the held-out examples it is a part of
+    example: np.ndarray     # and which example it is a part of
     held_bytes: bytes       # all of them
-    texts: dict             # "generated", "held_out" -> texts of one length
+    texts: dict             # as compared with held-out ones
 
 
 def evaluate_checkpoint(path, advance):
-    """Everything about a checkpoint but what others say of it."""
+    """Everything about a checkpoint but what others say of it"""
     model, tokenizer, saved = sample.load(path, device)
     source, training, context = open_book(path, saved), saved.get("training", {}), model.config.block_size
     cut = [chop([ids], context) for ids in source.held_out[split]]
     pieces, example = list(chain(*cut)), np.repeat(np.arange(len(cut)), list(map(len, cut)))
     sizes = np.array([len(tokenizer.decode_bytes(ids)) for ids in pieces])
-    train_ids, held_bytes = list(chain(*source.train)), tokenizer.decode_bytes(list(chain(*pieces)))
-    english = is_english(words_of(source.train_text))
-    notes = doubts(len(pieces), len(held_bytes), training, english)
+    train_bytes, held_bytes = (tokenizer.decode_bytes(chain(*lists)) for lists in (source.train, pieces))
+    doubts = {
+        f"The held-out text is only {len(pieces)} sequences, {len(held_bytes)} bytes: its standard error is "
+        "itself uncertain.": len(pieces) < 10,
+        "The checkpoint does not record its training data: whether the held-out text was among it cannot be "
+        "checked.": not training.get("data"),
+        "The book is not in English: readability, function words, parts of speech and phrases are not "
+        "measured.": not source.english}
+    notes = [doubt for doubt, holds in doubts.items() if holds]
 
     figures, nats = likelihood(model, [torch.tensor(ids) for ids in pieces], sizes, seed, advance)
     advance("baselines")
     floor, ngram, ngram_nats = baselines(
-        source.train, pieces, sizes, tokenizer.decode_bytes(train_ids), held_bytes, model.config.n_text)
+        source.train, pieces, sizes, train_bytes, held_bytes, model.config.n_text)
     figures["gain_over_ngram"], figures["gain_over_ngram_se"] = bits_per_byte(ngram_nats - nats, sizes)
     advance("writing samples")
     chosen = choose_prompts(source.openings, tokenizer, context, notes)
     samples, speed = write_samples(model, tokenizer, chosen)
-    kept, ids = beside_held_out(samples, source.held_out["val"] + source.held_out["test"], notes)
-    texts = {group: [tokenizer.decode(i) for i in members] for group, members in ids.items()}
+    kept, human = beside_held_out(samples, source.held_out["val"] + source.held_out["test"], notes)
     advance("memorization, diversity and similarity")
-    looked = look_at(texts, ids, [s["prompt"] for s in kept], source.train_text, train_ids, ngram, english,
-                     tokenizer.decode)
+    ids = {"generated": [s["ids"] for s in kept]} | ({"held_out": human} if human else {})
+    looked, texts = look_at(ids, [s["prompt"] for s in kept], source, ngram, tokenizer)
     advance("style")
-    completions = [s["completion"] for s in samples]
-    styled = measure_style(source.train_text, source.held_out_text, completions, english, notes)
+    styled = measure_style(source.train_text, source.held_out_text, [s["completion"] for s in samples],
+                           source.english, notes)
 
-    shown = [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples]
-    result = {"checkpoint": str(path), "book": source.name, "title": source.title, "split": split,
-              "seed": seed, "parameters": count_parameters(model.config)["total"],
-              "causal": model.config.causal, "trained": trained_how(training),
-              "likelihood": figures, "baselines": floor, "style": styled,
-              **looked, "speed": speed, "sampling": asdict(sampling) | {"max_tokens": max_tokens},
-              "samples": shown, "notes": notes}
-    return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
-
-
-def trained_how(training):
-    """How far the run had come, and how the stage it was in hides its text."""
+    # how far the run had come, and how the stage it was in hides its text
     stages, at = training.get("knobs", {}).get("stages", []), (training.get("stage") or 1) - 1
     stage = stages[at] if at < len(stages) else {}
-    return {key: training.get(key) for key in ("step", "epoch", "stage", "val_bits_per_byte")} | {
-        key: stage.get(key) for key in ("mask_rate", "replay")}
-
-
-def doubts(sequences, held_bytes, training, english):
-    """Sentences for `notes`: what is uncertain or out of reach."""
-    said = {f"The held-out text is only {sequences} sequences, {held_bytes} bytes: its standard error is "
-            "itself uncertain.": sequences < 10,
-            "The checkpoint does not record its training data: that the held-out text was not among it "
-            "cannot be checked.": not training.get("data"),
-            "The book is not in English: readability, function words, parts of speech and phrases are not "
-            "measured.": not english}
-    return [sentence for sentence, holds in said.items() if holds]
+    trained = {key: training.get(key) for key in ("step", "epoch", "stage", "val_bits_per_byte")}
+    trained |= {key: stage.get(key) for key in ("mask_rate", "replay")}
+    result = {"checkpoint": str(path), "book": source.name, "title": source.title, "split": split,
+              "seed": seed, "parameters": count_parameters(model.config)["total"],
+              "causal": model.config.causal, "trained": trained, "likelihood": figures, "baselines": floor,
+              "style": styled, **looked, "speed": speed,
+              "sampling": asdict(sampling) | {"max_tokens": max_tokens},
+              "samples": [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples],
+              "notes": notes}
+    return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
 
 
 def compare_all(found):
@@ -787,17 +735,17 @@ def compare_all(found):
             bound = held_out_bound(twin.model, [*map(torch.tensor, chop(ids, twin.model.config.block_size))])
             nats = float(bound.per_sequence.sum() / bound.length.sum())
             e.result["judged"][group]["twin_perplexity"] = math.exp(nats)
-        difference = paired(e, first) if e is not first else (None, None)
-        e.result["likelihood"] |= dict(zip(("more_than_first", "more_than_first_se"), difference))
+        more = paired(e, first) if e is not first else (None, None)
+        e.result["likelihood"]["more_than_first"], e.result["likelihood"]["more_than_first_se"] = more
 
 
-def paired(one, other):
-    """(bits per byte by which one costs more than the other, its standard error) over the same chunks and
-    masks, or, where a vocabulary or context cuts others, over the examples they are cut from."""
-    nats, sizes, others, same = one.nats, one.sizes, other.nats, other.sizes
+def paired(*both):
+    """(bits per byte by which one costs more than the other, its standard error) over the same pieces, or,
+    where a vocabulary or context cuts others, over the examples they are cut from."""
+    (nats, sizes), (others, same) = ((e.nats, e.sizes) for e in both)
     if not np.array_equal(sizes, same):
-        nats, sizes = (np.bincount(one.example, values) for values in (nats, sizes))
-        others, same = (np.bincount(other.example, values) for values in (others, same))
+        (nats, sizes), (others, same) = ([np.bincount(e.example, values) for values in (e.nats, e.sizes)]
+                                         for e in both)
     if np.array_equal(sizes, same):
         return bits_per_byte(nats - others, sizes)
     return bits_per_byte(nats, sizes)[0] - bits_per_byte(others, same)[0], None
@@ -810,61 +758,55 @@ def summarise(result):
     found = {"good": [], "bad": [], "next": []}
     for kind, sentence in chain(*(on(result) for on in (on_prediction, on_copying, on_style, on_variety))):
         found[kind].append(sentence)
-    usual = ["Try a larger model or more sampling steps, and compare with --compare."]
-    return found | {"next": list(dict.fromkeys(found["next"])) or usual}
+    found["next"] = list(dict.fromkeys(found["next"])) or [
+        "Try a larger model or more sampling steps, and compare with --compare."]
+    return found
 
 
 def on_prediction(result):
-    like, floor = result["likelihood"], result["baselines"]
+    like, floor, trained = result["likelihood"], result["baselines"], result["trained"]
     bits, gain, error = like["bits_per_byte"], like["gain_over_ngram"], 2 * (like["gain_over_ngram_se"] or 0)
-    unigram, ngram = floor["unigram_bits_per_byte"], floor["ngram_bits_per_byte"]
-    facts = (f"Of held-out text it predicts a byte at a cost of {bits:.2f} bits (lower is better); "
-             f"word frequencies alone need {unigram:.2f}, counting runs of words {ngram:.2f}")
+    unigram = floor["unigram_bits_per_byte"]
+    facts = (f"It predicts held-out text at {bits:.2f} bits a byte (lower is better); word frequencies need "
+             f"{unigram:.2f}, a table of counts {floor['ngram_bits_per_byte']:.2f}")
     if bits >= unigram:
         yield "bad", f"{facts}: it has not yet learned that words depend on their neighbours."
         yield "next", "Train for more steps; small batches get off this plateau sooner."
     elif gain < -error:
-        yield "bad", f"{facts}: it uses context, but less well than a table of counts does."
+        yield "bad", f"{facts}: it uses context, but less well than a table of counts."
         yield "next", "Train longer, until the validation bound in log.jsonl stops falling."
     elif gain > error:
-        yield "good", f"{facts}: it predicts better than the table of counts."
+        yield "good", f"{facts}: it predicts better than the table."
     else:
-        yield "bad", f"{facts}: it predicts about as well as a table of counts."
+        yield "bad", f"{facts}: it predicts about as well as the table."
     if bits < 0.75:
-        yield "bad", (f"{bits:.2f} bits per byte is too good to be true for a model of one book: the "
-                      "held-out text was probably among its training text.")
+        yield "bad", (f"{bits:.2f} bits a byte is too good to be true for a model of one book: "
+                      "the held-out text was probably among its training text.")
         yield "next", "Prepare the book afresh and train again before believing any other number here."
     rates, alone = like["bits_per_token_by_mask_rate"], floor["unigram_bits_per_token"]
     if rates and rates[-1] > alone + 0.05 and bits < unigram:
         yield "bad", ("With nine tenths of a text hidden, as when it begins to write, it predicts worse than "
                       f"word frequencies ({rates[-1]:.1f} against {alone:.1f} bits per token).")
-        yield "next", more_masks(result["trained"], result["sampling"])
-
-
-def more_masks(trained, how):
-    """What helps a model that predicts badly where nearly all is hidden."""
-    high, replay = (trained["mask_rate"] or [0, 0])[1], trained["replay"] or 0.0
-    if high < 0.9 and replay < 0.5:
-        knob = f"--stages.{(trained['stage'] or 1) - 1}.replay"
-        return f"Raise {knob} (it is {replay:g}), so that it keeps seeing the full range of mask rates."
-    if how["block_size"] is None:
-        return "It was shown every mask rate: train longer, or write in blocks, --block_size=16."
-    return "It was shown every mask rate: train longer, or with a larger model."
+        high, replay = (trained["mask_rate"] or [0, 0])[1], trained["replay"] or 0.0
+        if high < 0.9 and replay < 0.5:
+            yield "next", (f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
+                           "so that it keeps seeing the full range of mask rates.")
+        else:
+            other = "with a larger model" if result["sampling"]["block_size"] else "sample by --block_size=16"
+            yield "next", f"It was shown every mask rate: train longer, or {other}."
 
 
 def on_copying(result):
-    memory = result["memorization"]
-    mine, human = memory["generated"], memory.get("held_out", {"copied_share": 0.0, "longest_run_tokens": 0})
+    none = {"copied_share": 0.0, "longest_run_tokens": 0}
+    mine, human = (result["memorization"].get(group, none) for group in ("generated", "held_out"))
     if human["longest_run_tokens"] >= 50:
         yield "bad", (f"Held-out text shares {human['longest_run_tokens']} tokens in a row with the training "
                       "text: the book repeats itself, or the split leaks.")
-    facts = (f"{mine['copied_share']:.0%} of its text stands in copied runs of 8 tokens or more "
-             f"({human['copied_share']:.0%} in held-out text); "
-             f"the longest is {mine['longest_run_tokens']} tokens")
+    facts = (f"{mine['copied_share']:.0%} of its text is in copied runs of {COPIED} tokens or more ("
+             f"{human['copied_share']:.0%} of held-out text); the longest has {mine['longest_run_tokens']}")
     if mine["copied_share"] > 2 * human["copied_share"] + 0.1:
         yield "bad", f"It recites: {facts}."
-        yield "next", ("Stop earlier, make the model smaller, or sample at a higher --temperature: much of "
-                       "what reads well here is the book itself.")
+        yield "next", "Stop earlier, make the model smaller, or sample at a higher --temperature."
     else:
         yield "good", f"It does not recite the book: {facts}."
 
@@ -884,18 +826,16 @@ def on_style(result):
                       f"Furthest off, in standard deviations: {furthest}.")
         yield from other_settings(result["sampling"])
     if not styled["in_style"]["held_out"]:
-        yield "bad", ("Held-out chapters do not pass for the book either, so its parts differ much: read the "
-                      "style figures as a comparison, not as a verdict.")
+        yield "bad", ("Held-out chapters do not pass for the book either, so its parts differ much: take the "
+                      "style figures for a comparison, not a verdict.")
 
 
 def on_variety(result):
-    varied, neither = result["diversity"], {"repetition": None}
-    mine, human = varied["generated"], varied.get("held_out", neither)
-    if mine["repetition"] is None or human["repetition"] is None:
+    mine, human = (result["diversity"].get(group) for group in ("generated", "held_out"))
+    if not human or None in (mine["repetition"], human["repetition"]):
         return
-    facts = (f"{mine['repetition']:.0%} of its four-word runs repeat within a text "
-             f"({human['repetition']:.0%} in held-out text), "
-             f"and its words carry {mine['entropy']:.1f} bits each ({human['entropy']:.1f})")
+    facts = (f"{mine['repetition']:.0%} of its four-word runs repeat within a text, and a word carries "
+             f"{mine['entropy']:.1f} bits (held-out text: {human['repetition']:.0%}, {human['entropy']:.1f})")
     if mine["repetition"] > human["repetition"] + 0.05 or mine["entropy"] < human["entropy"] - 1:
         yield "bad", f"It repeats itself: {facts}."
         yield from other_settings(result["sampling"])
@@ -904,11 +844,11 @@ def on_variety(result):
 
 
 def other_settings(how):
-    """The sampling settings that make text livelier and are not yet as they would be."""
-    better = {"block_size=16": how["block_size"] is None, "temperature=0.9": how["temperature"] < 0.9,
-              "top_p=0.95": how["top_p"] < 0.95, "top_k=50": 0 < how["top_k"] < 50,
-              "repetition_penalty=1.2": how["repetition_penalty"] == 1}
-    if untried := [f"--{setting}" for setting, helps in better.items() if helps]:
+    """The settings that make text livelier and are not yet so."""
+    livelier = {"block_size=16": how["block_size"] is None, "temperature=0.9": how["temperature"] < 0.9,
+                "top_p=0.95": how["top_p"] < 0.95, "top_k=50": 0 < how["top_k"] < 50,
+                "repetition_penalty=1.2": how["repetition_penalty"] == 1}
+    if untried := [f"--{setting}" for setting, helps in livelier.items() if helps]:
         yield "next", f"Evaluate again with other sampling settings, one at a time: {', '.join(untried)}."
 
 
@@ -916,11 +856,11 @@ def other_settings(how):
 
 GROUPS = {"generated": "generated", "held_out": "held-out", "shuffled": "shuffled words",
           "control": "control book", "book": "the book"}
-INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}   # in a plot; in the page, CSS
+INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}   # stand for CSS's
 
 
 def number(value, unit="", error=None):
-    """A figure as a person reads it, with twice its standard error; a dash for what was not measured."""
+    """A figure for people, with twice its standard error; a dash for none."""
     if value is None:
         return "–"
     if unit.startswith("share"):
@@ -931,20 +871,13 @@ def number(value, unit="", error=None):
 
 
 def charts(results, names):
-    """{name: inline SVG} that takes its colours from the page, light or dark."""
-    import matplotlib
-    matplotlib.use("svg")
-    coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    matplotlib.rcParams.update({
-        "svg.fonttype": "none", "svg.hashsalt": "evaluation", "font.size": 9.5, "axes.spines.top": False,
-        "axes.spines.right": False, "legend.frameon": False} | dict.fromkeys(coloured, INKS["ink"]))
+    """{name: inline SVG}"""
     first, tenths, fives = results[0], np.arange(5, 100, 10), np.arange(3, 83, 5)
     rates = [("word frequencies", "book", tenths, [first["baselines"]["unigram_bits_per_token"]] * 10)]
     for name, ink, r in zip(names, cycle(("generated", "control", "shuffled", "held_out")), results):
         if bits := r["likelihood"]["bits_per_token_by_mask_rate"]:
             rates.append((name, ink, tenths, bits))
-    novelty = [(GROUPS[group], group, *zip(*((int(n), 100 * share) for n, share in found["novelty"].items()
-                                             if share is not None)))
+    novelty = [(GROUPS[group], group, range(2, 17), 100 * np.array([*found["novelty"].values()], float))
                for group, found in first["memorization"].items()]
     lengths = [(GROUPS[g], g, fives, 100 * np.array(first["style"]["sentence_lengths"][g]))
                for g in ("book", "held_out", "generated")] if first["style"] else []
@@ -955,38 +888,40 @@ def charts(results, names):
 
 
 def chart(name, curves, xlabel, ylabel, ylim=None):
-    """Inline SVG of curves (label, ink, x, y), as wide as a phone, so that its type stays legible."""
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(3.3, 2.5))
+    """Inline SVG of curves (label, ink, x, y) in the page's colours, as wide as a phone."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    matplotlib.rcParams.update({
+        "svg.fonttype": "none", "svg.hashsalt": "evaluation", "font.size": 9.5, "axes.spines.top": False,
+        "axes.spines.right": False, "legend.frameon": False} | dict.fromkeys(coloured, INKS["ink"]))
+    figure, file = Figure(figsize=(3.3, 2.5)), io.StringIO()
+    axes = figure.subplots()
     for label, ink, x, y in curves:
         axes.plot(x, y, "o-", ms=4, label=label, color=INKS[ink])
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_ylim(ylim)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     axes.legend()
-    file, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
-    plt.close(figure)
+    figure.savefig(file, format="svg", transparent=True, bbox_inches="tight")
     svg = "<svg" + file.getvalue().partition("<svg")[2]
-    svg = re.sub(r"<metadata>.*?</metadata>|(?<= )(height|width)=\"[\d.]+pt\"", "", svg, flags=re.S)
+    svg = re.sub(r"\s*<metadata>.*?</metadata>|(?<= )(height|width)=\"[\d.]+pt\"", "", svg, flags=re.S)
     for ink, colour in INKS.items():
         svg = svg.replace(colour, f"var(--{ink})")
-    # ids must not meet those of another chart
-    return re.sub(r'(id="|#)(?=[a-zA-Z])', rf"\1{name}-", svg)
+    return re.sub(r'(id="|#)(?=[a-zA-Z])', rf"\1{name}-", svg)     # apart from another chart's ids
 
 
 def page(results, names):
-    """The report of results[0], others beside it: evaluate.html, filled."""
+    """evaluate.html, filled: the report of results[0], others beside it."""
     from jinja2 import Environment
     frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         sample.with_style("evaluate.html"))
-    r, models, groups = results[0], {}, {}
-    for name, found in zip(names, results):
-        models[name] = found["speed"] | found["diversity"]["generated"] | found["likelihood"] | {
-            "parameters": found["parameters"],
-            "distance": found["style"] and found["style"]["distance"]["generated"],
-            "copied_share": found["memorization"]["generated"]["copied_share"]}
-    for g in r["diversity"]:
-        groups[g] = r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
+    r = results[0]
+    models = {name: found["speed"] | found["diversity"]["generated"] | found["likelihood"] | {
+        "parameters": found["parameters"],
+        "distance": found["style"] and found["style"]["distance"]["generated"],
+        "copied_share": found["memorization"]["generated"]["copied_share"]}
+        for name, found in zip(names, results)}
+    groups = {g: r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
+              for g in r["diversity"]}
     curves = Path(r["checkpoint"]).with_name("curves.svg")
     curves = curves.exists() and base64.b64encode(curves.read_bytes()).decode()
     return frame.render(
@@ -997,7 +932,7 @@ def page(results, names):
 # ---- the run
 
 def compare_texts():
-    """Print how alike text1 and text2 are, each a text or the path of one."""
+    """Print how alike text1 and text2 are."""
     pair = [read_book(text)[0] if len(text) < 255 and Path(text).is_file() else text
             for text in (text1, text2)]
     if not all(words_of(text) for text in pair):
@@ -1012,17 +947,16 @@ def main():
     if text1 or text2:
         return compare_texts()
     if points % 10:
-        fail(f"--points must be a multiple of ten: the bound is shown by tenths of mask rate; got {points}")
+        fail(f"--points is a multiple of ten, for the bound is shown by tenths of mask rate; got {points}")
     names = [checkpoint or out_dir, *filter(None, compare.split(","))]
-    paths = [Path(name) for name in names]
     paths = [path if path.suffix == ".pt" or (path / "model.safetensors").exists() else path / "best.pt"
-             for path in paths]
+             for path in map(Path, names)]
     for path in paths:      # said now, not after the first has been measured
         if not path.exists():
             fail(f"no checkpoint at {path}: train one first with python train.py")
-    begun, found, folder = time.perf_counter(), [], Path(out_dir)
-    columns, console = ("{task.description}", BarColumn(), TimeElapsedColumn()), Console(stderr=True)
-    with Progress(*columns, console=console) as progress:
+    found, folder = [], Path(out_dir)
+    columns = "{task.description}", BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("loading", total=9 * len(names))
         for path in paths:
             def advance(what, steps=1, path=path):
@@ -1036,12 +970,11 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         with written(folder / "evaluation.html") as file:
             file.write(page(results, names))
-        write_json(f"{folder}/evaluation.json", results[0] | ({"compare": results[1:]} if compare else {}))
-    for title, mark in (("good", "+"), ("bad", "-"), ("next", ">")):
+        write_json(folder / "evaluation.json", results[0] | ({"compare": results[1:]} if compare else {}))
+    for title, mark in {"good": "+", "bad": "-", "next": ">"}.items():
         for sentence in results[0]["summary"][title]:
             print(mark, sentence)
-    seconds = time.perf_counter() - begun
-    print(f"{folder}/evaluation.json and {folder}/evaluation.html, {seconds:.0f} s", file=sys.stderr)
+    print(f"{folder}/evaluation.json and {folder}/evaluation.html", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python serve.py                                 then open http://127.0.0.1:5000
     python serve.py --checkpoint=out/best_stage2.pt --port=8080
 
-serve.html is the page, page.css its type and colours. It asks /api/model and /api/vocabulary once, then
-speaks JSON over the WebSocket at /ws: sends `generate` and `cancel`, gets `start`, a `step` for each call of
-the network, and `done`, or `error` or `busy`; sends a text as `gif`, and gets its picture.
+The page, serve.html, asks /api/model and /api/vocabulary once, then speaks JSON over the WebSocket at /ws:
+sends `generate` and `cancel`, gets `start`, a `step` for each call of the network, and `done`, or `error` or
+`busy`; sends a text as `gif`, and gets its picture.
 """
 import base64
 import contextlib
@@ -39,17 +39,17 @@ from prepare import read_prepared
 
 out_dir = "out"             # where train.py left its checkpoints
 checkpoint = ""             # a checkpoint's path; empty: best.pt in out_dir
-race = ""                   # the out_dir of a causal twin: the page lets both write the same, side by side
+race = ""                   # the out_dir of a causal twin, to write the same side by side
 device = ""                 # cpu, cuda, mps; empty: a GPU if there is one
-host = "127.0.0.1"          # the address to listen at; any but this machine's own lets others use the model
+host = "127.0.0.1"          # to listen at; any but this machine's own lets others use the model
 port = 5000                 # to listen at; 0: any free one [0, 65535]
 origin = ""                 # where a tunnel or proxy leads here: its address, https://books.example.org
-longest = 1024              # tokens in the longest text to be asked for, its prompt included [2, 1000000]
+longest = 1024              # tokens in the longest text, its prompt included [2, 1000000]
 
 MESSAGE_BYTES = 65536       # a longer message ends its connection
 MESSAGES_PER_SECOND = 40    # and so do more than these
 CONNECTIONS = 16            # WebSockets open at once
-PATIENCE = 10               # seconds that a client may leave what it is sent unread
+PATIENCE = 10               # seconds for which a client may leave what it is sent unread
 PROMPT_CHARACTERS = 8000
 LOCAL, EVERYWHERE = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
 GAP = 4                     # tokens of a gap in a template that does not say
@@ -62,7 +62,7 @@ ADAPTED = 0.2               # share of a text that is taken back where it is to 
 
 def settings_allowed(config):
     """{key: what it may be}: numbers with `min` and `max`, names with `choices`; `default` None is off."""
-    usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)  # a prompt fits beside it
+    usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)     # leaves room for a prompt
     narrower = {"steps": {"max": 256}, "temperature": {"max": 2}, "top_k": {"max": config.n_text},
                 "top_p": {"min": 0.01}, "repetition_penalty": {"min": 1, "max": 2}, "remask": {"max": 0.9},
                 "entropy_bound": {"max": 100}, "block_size": {"max": config.block_size}}
@@ -71,16 +71,15 @@ def settings_allowed(config):
         rule = {"choices": f.metadata["choices"]} if f.metadata["choices"] else {
             "type": "int" if "int" in str(f.type) else "float", **{k: f.metadata[k] for k in ("min", "max")}}
         allowed[f.name] = rule | narrower.get(f.name, {}) | {"default": f.default}
-    allowed["seed"] = {"type": "int", "min": 0, "max": 2**53 - 1, "default": None}  # JavaScript's
-    return allowed
+    return allowed | {"seed": {"type": "int", "min": 0, "max": 2**53 - 1, "default": None}}  # JavaScript's
 
 
 def read_message(text):
-    """A client's message -> dict with a `type`. Here and below, ValueError says what is wrong."""
+    """A client's message -> dict. Here and below, ValueError says what is wrong."""
     try:
         message = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("not JSON") from error
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
     if not isinstance(message, dict) or message.get("type") not in ("generate", "cancel", "gif"):
         raise ValueError("a message is an object of type generate, cancel or gif")
     if message["type"] == "cancel" and len(message) > 1:
@@ -91,8 +90,7 @@ def read_message(text):
 def checked_settings(message, allowed):
     """Every setting, as asked for or by default."""
     others = {"type", "prompt", "suffix", "template", "tokens", "adapt", "twin"}
-    unknown = message.keys() - allowed.keys() - others
-    if unknown:
+    if unknown := message.keys() - allowed.keys() - others:
         raise ValueError(f"unknown key {min(unknown)[:40]!r}")
     settings = {}
     for key, rule in allowed.items():
@@ -101,8 +99,8 @@ def checked_settings(message, allowed):
             if value not in rule["choices"]:
                 raise ValueError(f"{key} is one of {', '.join(rule['choices'])}")
         elif value is not None or rule["default"] is not None:
-            whole, low, high = rule["type"] == "int", rule["min"], rule["max"]  # type(): no bools
-            if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
+            whole, low, high = rule["type"] == "int", rule["min"], rule["max"]
+            if type(value) not in (int, int if whole else float) or not low <= value <= high:    # no bools
                 raise ValueError(f"{key} is a {'whole ' * whole}number from {low} to {high}")
     if settings["seed"] is None:
         settings["seed"] = secrets.randbelow(2**32)
@@ -110,7 +108,6 @@ def checked_settings(message, allowed):
 
 
 def checked_text(message, key):
-    """The text under `key`, "" if there is none."""
     text = message.get(key, "")
     if not isinstance(text, str) or len(text) > PROMPT_CHARACTERS:
         raise ValueError(f"{key} is text of at most {PROMPT_CHARACTERS} characters")
@@ -120,7 +117,7 @@ def checked_text(message, key):
 
 
 def checked_row(message, settings, tokenizer, config):
-    """The row to fill, (T,) int64, and its parts of text and gaps, None for a row of token ids."""
+    """The row to fill, (T,) int64, and its parts, None for a row of token ids."""
     if "tokens" in message:
         return torch.tensor(checked_ids(message, "tokens", config.mask_id + 1)), None
     prompt, suffix, template = (checked_text(message, key) for key in ("prompt", "suffix", "template"))
@@ -157,32 +154,31 @@ def doubtful(model, row, positions):
             masked = row.masked_fill(where, model.config.mask_id)
             read = (x[None, start:start + size].to(model.device) for x in (masked, where))
             log_p = model(*read).float().cpu().log_softmax(1)
-            chances |= zip(hidden, log_p.gather(1, row[hidden][:, None])[:, 0].tolist())
+            chances |= zip(hidden, log_p[torch.arange(len(hidden)), row[hidden]].tolist())
     return sorted(chances, key=chances.get)[:round(ADAPTED * len(chances) + 0.5)]
 
 
 def step_message(step, seconds):
-    """A Step of one row as JSON: `alternatives` are [token id, probability]; the first is a draft's."""
-    tokens, confidence = step.tokens[0].tolist(), step.confidence[0].tolist()
-    ids, chances = step.choices[0].tolist(), step.chances[0].tolist()
+    """A Step of one row as JSON: `alternatives` are [token id, probability], the first a draft's."""
+    tokens, confidence, ids, chances = (x[0].tolist() for x in (
+        step.tokens, step.confidence, step.choices, step.chances))
 
     def where(mask):
-        return mask.nonzero()[:, 0].tolist()
+        return mask[0].nonzero()[:, 0].tolist()
 
     def looked_at(i):
         return {"position": i, "alternatives": [[token, round(p, 4)] for token, p in zip(ids[i], chances[i])]}
 
-    revealed = step.revealed[0]
     return {"type": "step", "step": step.step, "of": step.of, "seconds": round(seconds, 4),
             "revealed": [looked_at(i) | {"token": tokens[i], "confidence": round(confidence[i], 4)}
-                         for i in where(revealed)],
-            "remasked": where(step.remasked[0]),
-            "drafts": [looked_at(i) for i in where((step.chances[0, :, 0] > 0) & ~revealed)]}
+                         for i in where(step.revealed)],
+            "remasked": where(step.remasked),
+            "drafts": [looked_at(i) for i in where((step.chances[:, :, 0] > 0) & ~step.revealed)]}
 
 
 class Book:
-    """The text that the model was trained on, if it lies in data/, to hold what is written against it. A
-    token is a character of `ids`: str.find is quick, and every vocabulary here ends before the surrogates."""
+    """The text that the model was trained on, if it lies in data/. A token is a character of `ids`: str.find
+    is quick, and every vocabulary here ends before the surrogates."""
 
     def __init__(self, name, tokenizer):
         self.tokenizer, self.title, self.ids, self.prompts, self.passage = tokenizer, name, "", [], ""
@@ -194,7 +190,7 @@ class Book:
     def copies(self, row):
         """Every run of COPIED tokens of row or more that stands in the book, and where; runs may overlap."""
         runs, start, line = [], 0, "".join(map(chr, row))
-        while self.ids and start + COPIED <= len(line):
+        while start + COPIED <= len(line):
             end = start + COPIED
             if (found := self.ids.find(line[start:end])) < 0:
                 start += 1
@@ -205,7 +201,7 @@ class Book:
             runs.append({"start": start, "end": end, "before": self._text(max(0, found - AROUND), found),
                          "copied": self._text(found, stop), "after": self._text(stop, stop + AROUND),
                          "at": round(found / len(self.ids), 4)})
-            start = end - COPIED + 1  # the next one may begin inside this one
+            start = end - COPIED + 1    # the next may begin inside this one
         return runs
 
     def _text(self, start, end):
@@ -213,7 +209,7 @@ class Book:
 
 
 def openings(text, sentences):
-    """Beginnings of held-out sentences, whose end the model has not read, and a passage to look at."""
+    """Beginnings of held-out sentences, and a held-out passage."""
     spans = [s for s in sentences if s["split"] == "test" and 60 < s["end"] - s["start"] < 300]
     chosen = [" ".join(text[s["start"]:s["end"]].split()[:6]) for s in spans[::max(1, len(spans) // 4)][:4]]
     passage = text[spans[0]["start"]:][:420].split()[:-1] if spans else []
@@ -240,13 +236,11 @@ def send(ws, **message):
 def receive(ws, recent, wait=True):
     """The next well-formed message, None if there is none now; a malformed one is answered."""
     while True:
-        text = ws.receive(timeout=1 if wait else 0)  # for ever would miss some of the ways it ends
-        if text is None:
+        while (text := ws.receive(timeout=1 if wait else 0)) is None:   # without end it would miss some ends
             if not ws.thread.is_alive():
                 raise ConnectionClosed()
-            if wait:
-                continue
-            return None
+            if not wait:
+                return None
         recent.append(time.monotonic())
         if len(recent) == MESSAGES_PER_SECOND and recent[-1] - recent[0] < 1:
             ws.close(1008, "too many messages")
@@ -269,20 +263,20 @@ class Writer:
         if not self.connections.acquire(blocking=False):
             return ws.close(1013, "too many connections")
         recent = deque(maxlen=MESSAGES_PER_SECOND)
-        # who stops reading would hold the model; Windows counts milliseconds, others take a timeval
+        # who stops reading would hold the model; Windows takes milliseconds, others a timeval
         patience = PATIENCE * 1000 if os.name == "nt" else struct.pack("ll", PATIENCE, 0)
         ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         try:
             while message := receive(ws, recent):
                 if message["type"] != "cancel":
                     self.answer(ws, recent, message)
-        except OSError as error:  # it went without saying so
-            raise ConnectionClosed() from error
+        except OSError:     # it went without saying so
+            raise ConnectionClosed() from None
         finally:
             self.connections.release()
 
     def checked(self, message):
-        """What `draw` or `write` takes."""
+        """What `draw` or `write` takes"""
         model = self.model
         if message["type"] == "gif":
             row = checked_ids(message, "tokens", model.config.mask_id + 1)
@@ -304,16 +298,16 @@ class Writer:
             return send(ws, type="busy", message="the model writes for someone else: try again in a moment")
         try:
             work(ws, recent, *given)
-        except ConnectionClosed:  # a RuntimeError too
+        except ConnectionClosed:        # a RuntimeError too
             raise
-        except RuntimeError as error:  # out of memory, most likely
+        except RuntimeError as error:   # out of memory, most likely
             logging.exception("the model failed")
             send(ws, type="error", message=f"the model failed: {str(error).splitlines()[0][:200]}")
         finally:
             self.in_use.release()
 
     def draw(self, ws, _, row, when):
-        """Send a GIF by sample.py: `when` is the step that decided each token of row for good, 0 if given."""
+        """Send a GIF: `when` is the step that decided each token of row for good, 0 if given."""
         mask, none, frames, file = self.model.config.mask_id, torch.zeros(1, len(row)), [], io.BytesIO()
         for k in range(int(when.max()) + 1):
             tokens = row.masked_fill(when > k, mask)[None]
@@ -323,23 +317,22 @@ class Writer:
         send(ws, type="gif", data=base64.b64encode(file.getvalue()).decode())
 
     def write(self, ws, recent, model, settings, row, parts, adapt):
-        """Send every step as it comes. After each, look for `cancel`."""
+        """Send every step as it comes; after each, look for `cancel`."""
         row[doubtful(model, row, adapt)] = model.config.mask_id
         seed, how = settings["seed"], Sampling(**{f.name: settings[f.name] for f in fields(Sampling)})
         send(ws, type="start", tokens=row.tolist(), seed=seed, settings=settings)
         bar = (sample.word_starts(self.tokenizer, parts)[None], self.words) if parts else None
         tokens, steps, seconds, cancelled, begun = row[None], 0, 0.0, False, time.perf_counter()
-        with contextlib.closing(denoise(model, row[None], [seed], how, bar=bar)) as stream:
-            for step in stream:
-                tokens, steps, seconds = step.tokens, step.step, time.perf_counter() - begun
-                send(ws, **step_message(step, seconds))
-                while asked := receive(ws, recent, wait=False):
-                    if asked["type"] == "cancel":
-                        cancelled = True
-                    else:
-                        send(ws, type="busy", message="one text at a time: cancel this one first")
-                if cancelled:
-                    break
+        for step in denoise(model, row[None], [seed], how, bar=bar):
+            tokens, steps, seconds = step.tokens, step.step, time.perf_counter() - begun
+            send(ws, **step_message(step, seconds))
+            while asked := receive(ws, recent, wait=False):
+                if asked["type"] == "cancel":
+                    cancelled = True
+                else:
+                    send(ws, type="busy", message="one text at a time: cancel this one first")
+            if cancelled:
+                break
         ids = tokens[0].tolist()
         pieces = (sample.texts(self.tokenizer, parts, tokens[0]) if parts
                   else self.tokenizer.decode(ids, "ignore"))
@@ -350,10 +343,9 @@ class Writer:
 # ---- the server
 
 def is_served(name, port, host):
-    """Whether name, of a Host header or an Origin, is this server's: "127.0.0.1:5000", say. A name that
-    someone else's DNS points here (rebinding) is not. Listening everywhere, any bare IP is."""
-    name, _, asked = name.lower().rpartition(":") if re.search(r":\d+$", name) else (name.lower(), "", "80")
-    name = name.strip("[]")
+    """Whether name, of a Host header or an Origin, is this server's. One that someone else's DNS points here
+    (rebinding) is not. Listening everywhere, any bare IP is."""
+    name, asked = re.fullmatch(r"\[?(.*?)\]?(?::(\d+))?", name.lower(), re.S).groups("80")
     if host in EVERYWHERE:
         with contextlib.suppress(ValueError):
             return asked == str(port) and bool(ipaddress.ip_address(name))
@@ -362,7 +354,7 @@ def is_served(name, port, host):
 
 
 def outer_addresses(text):
-    """--origin's addresses, as browsers write them; fail() if one is none."""
+    """--origin's addresses, as browsers write them"""
     addresses = [part.rstrip("/") for part in text.lower().replace(" ", "").split(",") if part]
     for address in addresses:
         if not re.fullmatch(r"https?://([^\s/@:?#\[\]]+|\[[0-9a-f:]+\])(:\d+)?", address):
@@ -371,7 +363,7 @@ def outer_addresses(text):
 
 
 def page_and_policy():
-    """serve.html with its style sheet, and the policy that lets a browser run this and nothing else."""
+    """serve.html with its style sheet, and the policy that lets a browser run these alone."""
     page = sample.with_style("serve.html")
 
     def digest(tag):
@@ -389,11 +381,11 @@ def create_app(writer, about, host, port, outer):
     app.config.update(MAX_CONTENT_LENGTH=MESSAGE_BYTES,
                       SOCK_SERVER_OPTIONS={"max_message_size": MESSAGE_BYTES, "ping_interval": PATIENCE})
     page, policy = page_and_policy()
-    tokens = writer.tokenizer.to_dict()["tokens"]  # bytes as latin-1
+    tokens = writer.tokenizer.to_dict()["tokens"]   # bytes as latin-1
 
     @app.before_request
     def only_from_here():
-        # browsers send Origin with every WebSocket; a script may leave it out, and Host's port
+        # browsers send Origin with every WebSocket; scripts may leave it out, and Host's port
         name, site = request.host.lower(), request.headers.get("Origin", "").lower()
         known = any(is_served(n, port, host) for n in (name, f"{name}:{port}"))
         own = site.startswith("http://") and is_served(site.removeprefix("http://"), port, host)
@@ -401,7 +393,7 @@ def create_app(writer, about, host, port, outer):
         if not known and name not in [address.partition("//")[2] for address in outer]:
             abort(Response(f"this server does not answer to that name; {advice}\n", 400))
         if "Origin" in request.headers and not own and site not in outer:
-            abort(Response(f"pages of other sites may not talk to this server; {advice}\n", 403))
+            abort(Response(f"other sites' pages may not talk to this server; {advice}\n", 403))
 
     @app.after_request
     def guarded(response):
@@ -437,7 +429,7 @@ def main():
             fail("--race wants a model of the same tokens: prepare the book once, then train both")
     listening = listen()
     address, actual = (f"[{host}]" if ":" in host else host), listening.getsockname()[1]
-    # libraries load before the first reader comes
+    # loads libraries before the first reader comes
     sample.generate(model, [sample.canvas(tokenizer, ["a", 1], model.config)], [0], Sampling(steps=1))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     book = Book(saved.get("training", {}).get("dataset"), tokenizer)
