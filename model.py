@@ -88,7 +88,8 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(width, eps=1e-6, elementwise_affine=learnt)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        weight = None if self.weight is None else self.weight.float()
+        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
 
 
 class Rotary(nn.Module):

@@ -310,7 +310,8 @@ class Run:
 
     def memory(self) -> dict:
         return estimate_memory(self.net.config, self.micro, self.kind.itemsize, self.net.checkpointing,
-                               ema > 0, self.where.type == "cuda", max(map(mean_rate, stages)))
+                               ema > 0, self.where.type == "cuda", max(map(mean_rate, stages)),
+                               self.teacher and self.teacher.config)
 
     def text(self, tokens) -> bytes:
         return b"".join(self.tokenizer["tokens"][t].encode("latin-1") for t in tokens)
@@ -1001,7 +1002,8 @@ def print_plan(run: Run) -> None:
         f"for evaluations; {epochs:.0f} passes' worth of the book's {unique:,} training tokens.\n"
         "Extrapolation (arXiv 2507.15857, fitted on 25M-100M tokens): diffusion overtakes autoregression "
         f"above C_crit = {critical:.2e} FLOPs, this run is {flops / critical:.1f} times that. "
-        "Measured on four books (README): not yet at 1.5e13 to 2.3e13.\n"
+        "Measured (README): not yet at 1.5e13 to 2.3e13, on four books; with a teacher, at 3.7e13 and 5.3e13,"
+        " level or ahead on two.\n"
         "Extrapolation (same, Table 1): repeated data keeps its worth up to R* = "
         f"{31.19 if causal else 493.89} epochs for this objective; this run has {epochs:.0f}.\n"
         f"Extrapolation (arXiv 2510.03280): for this many tokens about {size / 1e6:.0f}M parameters and "

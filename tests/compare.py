@@ -300,7 +300,7 @@ def curves(found, path, dark):
                 points = list(zip(*(r["run"]["points"] for r in runs)))
                 x = [statistics.mean(p[key] for p in at) for at in points]
                 y = [statistics.mean(p["bits"] for p in at) for at in points]
-                axis.plot(x, y, "--" if name == "twin" else "-", color=f"C{list(ROWS).index(name)}",
+                axis.plot(x, y, "--" if name.startswith("twin") else "-", color=plt.cm.tab20(list(ROWS).index(name)),
                           label=ROWS[name].title.strip("*"))
             best = min(p["bits"] for runs in lines.values() for r in runs for p in r["run"]["points"])
             axis.set(xscale="log", xlabel=label, title=Path(book).stem, ylim=(best - 0.05, best + 0.6))

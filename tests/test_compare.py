@@ -31,7 +31,7 @@ def test_the_comparison_at_toy_size(tmp_path):
         assert f"| {run['val']['bits_per_byte']:.3f} | {run['test']['bits_per_byte']:.3f} |" in text
         assert run["run"]["best"]["flops"] > 0 and run["book"]["entropy"] > 0
     flops = {name: run["run"]["points"][-1]["flops"] for name, run in runs.items()}
-    assert flops["taught-1"] == flops["demo-1"] + pytest.approx(4 / 3 * flops["demo-1"], rel=0.05)    # other draws than its teacher's
+    assert flops["taught-1"] - flops["demo-1"] == pytest.approx(4 / 3 * flops["demo-1"], rel=0.1)     # other draws than its teacher's
     assert json.loads((tmp_path / "compare/toy/taught-1/config.json").read_text())["teacher"] == "toy/demo-1/best.pt"
     for scheme in ("light", "dark"):
         drawn = ElementTree.parse(tmp_path / f"pictures/curves_{scheme}.svg")
