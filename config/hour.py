@@ -1,5 +1,5 @@
-# A good half hour of one CPU core on a novel: wider and deeper than the demo. With --teacher, a demo trained before
-# it, it learns half as much again from the same text.
+# A good half hour of one CPU core on a novel: wider and deeper than the demo. Better with a demo as
+# its --teacher.
 n_layer = 4
 n_head = 4
 n_embd = 256
