@@ -1068,6 +1068,7 @@ def close_run(run: Run, text: str) -> None:
         draw_curves()
     run.say(text)
     if WORLD > 1:
+        dist.barrier()      # none leaves while another still writes
         dist.destroy_process_group()
 
 
