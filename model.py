@@ -249,22 +249,24 @@ def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
 class Masks(NamedTuple):
     """What is hidden, and what each hidden token weighs."""
     masked: Tensor              # (B, T) bool
-    weight: Tensor              # (B,) float32: L / k
+    weight: Tensor              # (B,) float32
 
 
 def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float = 0.0,
-               generator: torch.Generator | None = None) -> Masks:
+               generator: torch.Generator | None = None, even: bool = False) -> Masks:
     """Draw which of tokens (B, T), on the CPU, to hide: k of a row's L text tokens, k uniform over the whole
     numbers in L·window (at least 1). Special tokens are never masked.
 
     With the window (0, 1), (L/k) · Σ over masked positions of -log p is an unbiased estimate of the bound
     on -log p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10). A share
-    `replay` of the rows draws from the full range instead. The causal twin predicts all: k is L.
+    `replay` of the rows draws from the full range instead. The causal twin predicts all: k is L. `even`:
+    instead of the L/k of its row every hidden token weighs the same, with less variance (after 2511.19664).
     """
     text = tokens < config.n_text
     length = text.sum(1)
     k = length if config.causal else exact_count(length, *draw_rates(len(tokens), window, replay, generator))
-    return Masks(hide(text, k, torch.rand(tokens.shape, generator=generator)), length / k.clamp(min=1))
+    weight = (length.sum() / k.sum()).expand(len(k)) if even else length / k.clamp(min=1)
+    return Masks(hide(text, k, torch.rand(tokens.shape, generator=generator)), weight)
 
 
 def draw_rates(B: int, window, replay: float, generator: torch.Generator | None):

@@ -100,6 +100,7 @@ weight_decay = 0.01         # of matrices; none on norms and the convolution [0,
 embedding_weight_decay = 0.0  # of the tied embedding [0, ...)
 grad_clip = 1.0             # largest gradient norm; 0: no clipping [0, ...)
 teacher = ""                # an earlier run's best.pt: half of what is learnt is what it predicts
+even_weights = False        # of hidden tokens in the loss; False: the bound's, more where few are hidden
 label_smoothing = 0.0       # of the training loss; the bound is measured without [0, 1]
 ema = 0.0                   # decay of an average of the weights, evaluated and saved instead; 0: off [0, 1)
 checkpointing: bool | str = "auto"  # recompute activations in backward; auto: where a GPU needs it
@@ -510,7 +511,7 @@ def step(run: Run) -> dict:
     total = int(text.sum())
     # 2. masks
     chance = torch.Generator().manual_seed(draw_seed(seed, 1, p.step))
-    masks = draw_masks(tokens, config, stage["mask_rate"], stage["replay"], chance)
+    masks = draw_masks(tokens, config, stage["mask_rate"], stage["replay"], chance, even_weights)
     # 3. loss, 4. backward: in micro-batches that fit, summed over the processes
     loss = sum_over_processes(run.net, accumulate_gradients(run, rows, masks, total))
     # 5. clip: float16's loss scale comes off first

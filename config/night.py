@@ -8,12 +8,12 @@ dropout = 0.4              # a model of this size could learn the text by heart
 
 learning_rate = 6e-4
 min_lr = 0.05
-batch_size = 8             # 8,192 tokens a step
-grad_accum = 2
+batch_size = 4             # 2,048 tokens a step
+grad_accum = 1
 carry_over = True          # one warm-up and cosine over all stages
 
-# the demo's stages; a thousand passes over a novel, twice what repeated text is worth (arXiv 2507.15857)
-for _stage, _steps in zip(stages, (60, 500, 9_440)):
+# the demo's stages
+for _stage, _steps in zip(stages, (60, 500, 5_440)):
     _stage["mask_rate"], _stage["replay"] = [0.05, 0.5], 0.0
     _stage["epochs"], _stage["max_steps"], _stage["lr_factor"] = 100_000, _steps, 1.0
 stages[2]["mask_rate"] = [0.0, 1.0]

@@ -38,7 +38,7 @@ from model import Config, Sampling, training_flops  # noqa: E402
 
 books = ["book.txt"]                # paths; of those in LAST_TENTH the last tenth is the test
 config = str(ROOT / "config/demo.py")   # the run that all rows change
-rows = ""                           # names of ROWS, with commas; empty: all
+rows = ""                           # names of ROWS, with commas; empty: all but those of a preset
 seeds = 3                           # of each row
 tunings = 8                         # of TWINS, tried from the first seed
 scale = 1.0                         # of the stages' lengths: shorter runs tell less
@@ -54,6 +54,7 @@ WINDOWS = ("--stages[0].mask_rate=[0.75,0.9]", "--stages[1].mask_rate=[0.4,0.6]"
            "--stages[2].mask_rate=[0.05,0.2]", "--stages[1].lr_factor=0.8", "--stages[2].lr_factor=0.5",
            "--carry_over=False")
 REPLAY = tuple(f"--stages[{i}].replay=0.5" for i in range(3))
+EVEN = ("--even_weights=True",)
 CAUSAL = (*ALL_TEXT, "--causal=True", "--eval_interval=100")
 
 
@@ -63,6 +64,7 @@ class Row(NamedTuple):
     prepare: tuple = ()
     length: float = 1.0     # of the stages, as a share of the demo's
     teacher: str = ""       # the row whose run of the same number teaches this one
+    preset: str = ""        # what is trained instead of `config`, at its own length
 
 
 ROWS = {
@@ -70,6 +72,12 @@ ROWS = {
     "taught": Row("**the demo, taught by a demo**", teacher="demo"),
     "twin": Row("the autoregressive twin, tuned"),
     "twintaught": Row("the twin, taught by a twin", teacher="twin"),
+    "night": Row("`config/night.py`", preset="night"),
+    "nighttaught": Row("the same, taught by a demo", preset="night", teacher="demo"),
+    "tiny_125m": Row("`config/tiny_125m.py`", preset="tiny_125m"),
+    "tiny_125mtaught": Row("the same, taught by a demo", preset="tiny_125m", teacher="demo"),
+    "even": Row("every hidden token of the same weight", EVEN),
+    "eventaught": Row("the same, taught by a demo", EVEN, teacher="demo"),
     "uniform": Row("no curriculum", ALL_TEXT + ALL_RATES),
     "lowfirst": Row("few masks first, all text throughout", ALL_TEXT),
     "table": Row("the design's windows of mask rates in their order", WINDOWS),
@@ -131,8 +139,9 @@ def train(book, name, row, seed):
     with busy[out]:
         if not finished(out):
             lengths = [max(1, round(scale * row.length * stage["max_steps"])) for stage in stages()]
-            flags += [f"--stages[{i}].max_steps={length}" for i, length in enumerate(lengths)]
-            run("train.py", config, f"--dataset={prepared(book, row.prepare)}", f"--out_dir={out}",
+            changed = str(ROOT / f"config/{row.preset}.py") if row.preset else config
+            flags += [f"--stages[{i}].max_steps={length}" for i, length in enumerate(lengths) if not row.preset]
+            run("train.py", changed, f"--dataset={prepared(book, row.prepare)}", f"--out_dir={out}",
                 "--tensorboard=False", "--sample_tokens=0", *flags, *row.train)
     return out
 
@@ -332,7 +341,8 @@ def report(found, file):
 def main():
     configure(globals())
     torch.set_num_threads(1)
-    names, paths = rows.split(",") if rows else list(ROWS), [str(Path(book).resolve()) for book in books]
+    names = rows.split(",") if rows else [name for name in ROWS if not (train_on and ROWS[name].preset)]
+    paths = [str(Path(book).resolve()) for book in books]
     if unknown := set(names) - set(ROWS):
         fail(f"rows: there is no {min(unknown)!r}, but {', '.join(ROWS)}")
     file = Path(write).resolve() if write else None

@@ -205,8 +205,10 @@ def test_masks_lie_in_the_window_and_the_replayed_share_in_all_of_it(length, low
     tokens = torch.randint(0, 17, (12, length))
     tokens[::3, -1:] = config.pad_id
     tokens[1::3, length // 2] = config.sep_id
-    masks = m.draw_masks(tokens, config, (low, high), replay, torch.Generator().manual_seed(seed))
+    masks, even = (m.draw_masks(tokens, config, (low, high), replay, torch.Generator().manual_seed(seed), same) for same in (False, True))
     text = tokens < config.n_text
+    assert (even.masked == masks.masked).all() and len(even.weight.unique()) == 1
+    assert float((even.weight * even.masked.sum(1)).sum()) == pytest.approx(int(text.sum()))      # in all as much as the bound's
     k, total = masks.masked.sum(1), text.sum(1)
     assert not (masks.masked & ~text).any()                          # specials are never hidden
     assert (k >= 1)[total > 0].all() and (k <= total).all()
