@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +76,7 @@ ROWS = {
     "night": Row("`config/night.py`", preset="night"),
     "nighttaught": Row("the same, taught by a demo", preset="night", teacher="demo"),
     "tiny_125m": Row("`config/tiny_125m.py`", preset="tiny_125m"),
-    "tiny_125mtaught": Row("the same, taught by a demo", preset="tiny_125m", teacher="demo"),
+    "tiny_125mtaught": Row("`config/tiny_125m.py`, taught by a demo", preset="tiny_125m", teacher="demo"),
     "even": Row("every hidden token of the same weight", EVEN),
     "eventaught": Row("the same, taught by a demo", EVEN, teacher="demo"),
     "uniform": Row("no curriculum", ALL_TEXT + ALL_RATES),
@@ -172,8 +173,11 @@ def stages():
 
 def measure(out, book, full):
     """What one run's best checkpoint is worth: kept in its folder. `full`: its samples, the n-gram table and its
-    likelihood left to right as well."""
+    likelihood left to right as well. Where the checkpoint is gone, what the log says."""
     kept = out / ("figures.json" if full else "bounds.json")
+    if not (kept.exists() or (out / "best.pt").exists()):
+        found = course(out)
+        return {"run": found, "val": {"bits_per_byte": found["best"]["bits"]}, "test": {}}
     if not kept.exists():
         model, tokenizer, saved = sample.load(str(out / "best.pt"))
         source = evaluate.open_book(str(out / "best.pt"), saved)
@@ -215,8 +219,9 @@ def course(out):
     """The validation bound over a run: steps, passes' worth of the book's tokens, floating-point operations;
     seconds. To a student's its teacher's are added, with a third for what the teacher predicts."""
     knobs = json.loads((out / "config.json").read_text())
-    saved = torch.load(out / "best.pt", weights_only=True)
-    shape, length = Config(**saved["config"]), knobs["block_size"]
+    size = json.loads(Path("data", knobs["dataset"], "tokenizer.json").read_text())["vocab_size"]
+    shape = Config(size, **{f.name: knobs[f.name] for f in fields(Config) if f.name in knobs})
+    length = knobs["block_size"]
     tokens = knobs["batch_size"] * knobs["grad_accum"] * length
     book = Path("data", knobs["dataset"], "stage3_train.bin").stat().st_size // 2
     points, rates, taught = [], [], knobs.get("teacher")
@@ -246,6 +251,8 @@ def best_twin(book):
 
 
 def mean_and_error(values, sign=""):
+    if not values:
+        return ""
     error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):{sign}.3f}{error}"
 
@@ -266,14 +273,14 @@ def table(book, found):
              f"tokens: validation {first['val']['ngram']:.3f}, test {first['test']['ngram']:.3f}", "",
              f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for name, runs in found.items():
-        bits = {split: [r[split]["bits_per_byte"] for r in runs] for split in ("val", "test")}
-        demo = [r["test"]["bits_per_byte"] for r in found.get("demo", runs)]
+        bits = {split: [r[split]["bits_per_byte"] for r in runs if r[split]] for split in ("val", "test")}
+        demo = [r["test"]["bits_per_byte"] for r in found["demo"]] if "demo" in found else bits["test"]
         away = mean_and_error([a - b for a, b in zip(bits["test"], demo)], "+") if name != "demo" else ""
         test, samples = runs[0]["test"], runs[0].get("samples") or {}
-        tenths, best = test["bits_per_token_by_mask_rate"] or ("",), [r["run"]["best"] for r in runs]
+        tenths, best = test.get("bits_per_token_by_mask_rate") or ("",), [r["run"]["best"] for r in runs]
         lines.append(line(
             settings(name, book)[1].title, str(len(runs)), mean_and_error(bits["val"]),
-            mean_and_error(bits["test"]), away, test["left_to_right_bits_per_byte"],
+            mean_and_error(bits["test"]), away, test.get("left_to_right_bits_per_byte"),
             test.get("sampler_order_bits_per_byte"), tenths[0], tenths[-1], *map(samples.get, JUDGED),
             f"{statistics.mean(b['epoch'] for b in best):.0f}",
             f"{statistics.mean(b['flops'] for b in best) / 1e12:.1f}"))
