@@ -311,14 +311,15 @@ def curves(found, path, dark):
     figure, axes = plt.subplots(len(found), 2, figsize=(10, 3.4 * len(found) + 1), sharey="row",
                                 squeeze=False, layout="constrained")
     for (book, lines), pair in zip(found.items(), axes):
+        drawn = {name: runs for name, runs in lines.items() if not ROWS[name].preset}   # those are far to the right
         for axis, key, label in zip(pair, ("flops", "epoch"), ("floating-point operations", "epochs")):
-            for name, runs in lines.items():
+            for name, runs in drawn.items():
                 points = list(zip(*(r["run"]["points"] for r in runs)))
                 x = [statistics.mean(p[key] for p in at) for at in points]
                 y = [statistics.mean(p["bits"] for p in at) for at in points]
                 axis.plot(x, y, "--" if name.startswith("twin") else "-", color=plt.cm.tab20(list(ROWS).index(name)),
                           label=ROWS[name].title.strip("*"))
-            best = min(p["bits"] for runs in lines.values() for r in runs for p in r["run"]["points"])
+            best = min((p["bits"] for runs in drawn.values() for r in runs for p in r["run"]["points"]), default=1.0)
             axis.set(xscale="log", xlabel=label, title=Path(book).stem, ylim=(best - 0.05, best + 0.6))
         pair[0].set_ylabel("validation, bits per byte")
     # those of the book with the most rows name all
