@@ -1,7 +1,7 @@
 """Does diffusion beat autoregression on one book, does the curriculum help, what is each part worth? The
 README's tables and curves.
 
-    python tests/compare.py                     # book.txt: about 43 runs of one to seven minutes, two at a time
+    python tests/compare.py                     # book.txt: about 49 runs of one to seven minutes, two at a time
     python tests/compare.py --books='["book.txt", "novel.txt"]' --rows=demo,twin,uniform --write=README.md
 
 Each row is config/demo.py with something changed, from several seeds. Runs from one seed begin with the same
@@ -73,10 +73,6 @@ ROWS = {
     "taught": Row("**the demo, taught by a demo**", teacher="demo"),
     "twin": Row("the autoregressive twin, tuned"),
     "twintaught": Row("the twin, taught by a twin", teacher="twin"),
-    "night": Row("`config/night.py`", preset="night"),
-    "nighttaught": Row("the same, taught by a demo", preset="night", teacher="demo"),
-    "tiny_125m": Row("`config/tiny_125m.py`", preset="tiny_125m"),
-    "tiny_125mtaught": Row("`config/tiny_125m.py`, taught by a demo", preset="tiny_125m", teacher="demo"),
     "even": Row("every hidden token of the same weight", EVEN),
     "eventaught": Row("the same, taught by a demo", EVEN, teacher="demo"),
     "uniform": Row("no curriculum", ALL_TEXT + ALL_RATES),
@@ -87,6 +83,10 @@ ROWS = {
     "noconv": Row("no short convolution", ("--conv=0",)),
     "chance": Row("embedding from chance", ("--embedding_init=normal",)),
     "nodropout": Row("no dropout", ("--dropout=0.0",)),
+    "night": Row("`config/night.py`", preset="night"),
+    "nighttaught": Row("the same, taught by a demo", preset="night", teacher="demo"),
+    "tiny_125m": Row("`config/tiny_125m.py`", preset="tiny_125m"),
+    "tiny_125mtaught": Row("`config/tiny_125m.py`, taught by a demo", preset="tiny_125m", teacher="demo"),
 }
 TWINS = {
     "b": Row("dropout .2", CAUSAL + ("--dropout=0.2",), length=1 / 3),
