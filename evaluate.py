@@ -1,4 +1,4 @@
-"""What a checkpoint is worth: evaluation.json for programs and evaluation.html for people, in out_dir.
+"""What a checkpoint is worth: evaluation.json for programs, evaluation.html for people, in out_dir.
 
     python evaluate.py
     python evaluate.py --split=val --left_to_right --control=another_book.txt
@@ -18,15 +18,14 @@ import math
 import re
 import sys
 from collections import Counter
-from dataclasses import asdict
 from functools import partial
 from itertools import chain, cycle, groupby, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from torch.nn.functional import cross_entropy
 
@@ -35,47 +34,47 @@ from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, count_parameters, held_out_bound, hide, pad, parts, peak_memory_gb
 from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
 
-out_dir = "out"         # where train.py left its checkpoints and the evaluation goes
-checkpoint = ""         # a checkpoint's path; empty: best.pt in out_dir
-book = ""               # the prepared book; empty: the checkpoint's, or the one prepared last
-split = "test"          # held-out text for the likelihood and the prompts {test, val}
-device = ""             # cpu, cuda, mps; empty: a GPU if there is one
-seed = 0                # of every random draw [0, 2000000000]
-points = 0              # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
-left_to_right = False   # also exact likelihoods, a call per token: left to right, and in the sampler's order
-compare = ""            # other out_dirs (or checkpoints) to put beside this one, with commas
-control = ""            # another book: its style should not pass for this one's
-prompts = ""            # a file of prompts, one a line; empty: openings of held-out sentences
-n_prompts = 8           # how many prompts [1, ...)
-n_seeds = 3             # texts per prompt [1, ...)
-max_tokens = 100        # tokens per text, less where the model's context is short [8, ...)
-sampling = Sampling()   # how the samples are drawn, as in sample.py: --steps=50, --block_size=16
-text1 = ""              # with text2: only print the similarity of two texts (or files)
-text2 = ""              # the other text
+out_dir = "out"        # where train.py left its checkpoints and the evaluation goes
+checkpoint = ""        # a checkpoint's path; empty: best.pt in out_dir
+book = ""              # the prepared book; empty: the checkpoint's, or the one prepared last
+split = "test"         # held-out text for the likelihood and the prompts {test, val}
+device = ""            # cpu, cuda, mps; empty: a GPU if there is one
+seed = 0               # of every random draw [0, 2000000000]
+points = 0             # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
+left_to_right = False  # also exact likelihoods, a call per token: left to right, and in the sampler's order
+compare = ""           # other out_dirs (or checkpoints) to put beside this one, with commas
+control = ""           # another book: its style should not pass for this one's
+prompts = ""           # a file of prompts, one a line; empty: openings of held-out sentences
+n_prompts = 8          # how many prompts [1, ...)
+n_seeds = 3            # texts per prompt [1, ...)
+max_tokens = 100       # tokens per text, less where the model's context is short [8, ...)
+sampling = Sampling()  # how samples are drawn, as in sample.py: --steps=50, --block_size=16
+text1 = ""             # with text2: only print the similarity of two texts (or files)
+text2 = ""             # the other text
 
-NGRAM_ORDER = 4         # on one book a fifth token gains nothing measurable
-RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)    # mask rates of the masked perplexity
-MASK_DRAWS = 4          # masks per sequence and rate
-COPIED = 8              # tokens; a run this long that stands in the training text is a copy
-REPLICATES = 200        # bootstrap samples of the book's style
-RUN = 8                 # neighbouring passages in them, about a scene
+NGRAM_ORDER = 4  # on one book a fifth token gains nothing
+RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)  # mask rates of the masked perplexity
+MASK_DRAWS = 4  # masks per sequence and rate
+COPIED = 8  # tokens; a run this long that stands in the training text is a copy
+REPLICATES = 200  # bootstrap samples of the book's style
+RUN = 8  # neighbouring passages in them, about a scene
 
 
 # ---- an n-gram model
 
 class NGram:
     """Interpolated Kneser-Ney (Chen and Goodman 1999, sec. 2.7) of ids 0 .. vocab-1, down to the uniform
-    distribution; an order's discount is n1 / (n1 + 2·n2) (Ney et al. 1994). A sequence begins without
-    context: its first tokens are predicted by lower orders, whose counts are of distinct left neighbours,
-    the beginning being one. NLTK's model is the same but for the discount, and takes 24 ms a token."""
+    distribution; an order's discount is n1 / (n1 + 2·n2) (Ney et al. 1994). Lower orders, which predict a
+    sequence's first tokens, count distinct left neighbours, the beginning being one. NLTK's differs in the
+    discount alone, and takes 24 ms a token."""
 
     def __init__(self, order, vocab, sequences):
-        self.vocab, self.tables = vocab, []     # discount, counts, by context their sum and number
+        self.vocab, self.tables = vocab, []  # discount, counts, by context their sum and number
         for k in range(1, order + 1):
-            grams = [(s[i - 1] if i else None, *s[i:i + k]) for s in sequences for i in range(len(s) - k + 1)]
+            grams = [gram for ids in sequences for gram in ngrams([None, *ids], k + 1)]
             counts = Counter(gram[1:] for gram in (grams if k == order else set(grams)))
             seen = Counter(counts.values())
-            discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5    # of none, any will do
+            discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5  # of none, any will do
             total, distinct = (Counter(gram[:-1] for gram in grams) for grams in (counts.elements(), counts))
             self.tables.append((discount, counts, total, distinct))
 
@@ -87,7 +86,7 @@ class NGram:
             for k, (discount, counts, total, distinct) in enumerate(self.tables[:i + 1]):
                 gram = tuple(tokens[i - k:i + 1])
                 context = gram[:-1]
-                if context not in total:    # nor any longer one
+                if context not in total:  # nor any longer one
                     break
                 p = (max(counts[gram] - discount, 0) + discount * distinct[context] * p) / total[context]
             result[i] = -math.log(p)
@@ -112,7 +111,12 @@ def passages_of(text, length):
 
 
 def ngrams(items, n):
-    return [tuple(items[i:i + n]) for i in range(len(items) - n + 1)]
+    return list(zip(*(items[i:] for i in range(n))))
+
+
+def mean(values):
+    """Of numbers or truths; None of none."""
+    return np.mean(values) if len(values) else None
 
 
 def type_token_ratio(words):
@@ -121,12 +125,12 @@ def type_token_ratio(words):
 
 def mattr(words, window=50):
     """Moving-average type-token ratio (Covington and McFall 2010)."""
-    return float(np.mean([type_token_ratio(gram) for gram in ngrams(words, min(window, len(words)))]))
+    return mean([type_token_ratio(gram) for gram in ngrams(words, min(window, len(words)))])
 
 
 def mtld(words, threshold=0.72):
     """Words per stretch in which the type-token ratio falls to the threshold, mean of both directions
-    (McCarthy and Jarvis 2010). Infinite without repetition."""
+    (McCarthy and Jarvis 2010); infinite without repetition."""
     def one_way(words):
         factors, seen, count = 0.0, set(), 0
         for word in words:
@@ -144,13 +148,13 @@ def burrows_delta(first, second, spread):
     """Mean distance of relative frequencies (W,) in standard deviations `spread` (W,), over words that vary
     (Burrows 2002; this form: Argamon 2008)."""
     varies = spread > 0
-    return float(np.mean(np.abs(first - second)[varies] / spread[varies]))
+    return np.mean(np.abs(first - second)[varies] / spread[varies])
 
 
 def jensen_shannon(p, q):
     """Distance of two count vectors, 0 (the same distribution) to 1 (nothing in common, or none in one)."""
     from scipy.spatial.distance import jensenshannon
-    return float(jensenshannon(p, q, base=2)) if np.any(p) and np.any(q) else 1.0
+    return jensenshannon(p, q, base=2) if np.any(p) and np.any(q) else 1.0
 
 
 def distinct_n(texts, n):
@@ -168,18 +172,16 @@ def repetition(texts, n=4):
 def entropy(texts):
     """Bits per word of the distribution of words over all texts, or None."""
     from scipy.stats import entropy
-    counts = list(Counter(chain(*texts)).values())
-    return float(entropy(counts, base=2)) if counts else None
+    counts = [*Counter(chain(*texts)).values()]
+    return entropy(counts, base=2) if counts else None
 
 
 def self_bleu(texts):
-    """Mean BLEU-4 of each text against all others (Zhu et al., 1802.01886), or None."""
+    """Mean BLEU-4 of each text against the others (Zhu et al., 1802.01886), or None."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-    if len(texts) < 2:
-        return None
-    smooth = SmoothingFunction().method1    # where no n-gram is shared the shorter ones still count
-    return float(np.mean([sentence_bleu(texts[:i] + texts[i + 1:], words, smoothing_function=smooth)
-                          for i, words in enumerate(texts)]))
+    smooth = SmoothingFunction().method1  # where no n-gram is shared the shorter ones still count
+    return mean([sentence_bleu(texts[:i] + texts[i + 1:], words, smoothing_function=smooth)
+                 for i, words in enumerate(texts) if len(texts) > 1])
 
 
 def as_characters(ids):
@@ -188,10 +190,10 @@ def as_characters(ids):
 
 
 def match_lengths(ids, source):
-    """For each position of ids, how many tokens from there on stand in source, both `as_characters`."""
+    """How many tokens from each position of ids on stand in source, both `as_characters`."""
     lengths, length = [], 0
     for i in range(len(ids)):
-        length = max(length - 1, 0)     # what matched from i-1 matches from i, one shorter
+        length = max(length - 1, 0)  # what matched from i-1 matches from i, one shorter
         while i + length < len(ids) and ids[i:i + length + 1] in source:
             length += 1
         lengths.append(length)
@@ -201,42 +203,38 @@ def match_lengths(ids, source):
 def memorization(texts, source, decode):
     """What texts (lists of ids) copy from source (ids): the longest run, the share of tokens in runs of
     COPIED and more, and by n the share of n-grams that source does not have."""
-    source, total = as_characters(source), sum(map(len, texts))
-    found = [match_lengths(as_characters(ids), source) for ids in texts]
-    longest = max((ids[i:i + n] for ids, lengths in zip(texts, found) for i, n in enumerate(lengths)),
-                  key=len, default=[])
-    copied = sum(len({j for i, n in enumerate(lengths) if n >= COPIED for j in range(i, i + n)})
-                 for lengths in found)
-    novelty = {}
-    for n in range(2, 17):
-        new = [length < n for lengths in found for length in lengths[:max(0, len(lengths) - n + 1)]]
-        novelty[str(n)] = sum(new) / len(new) if new else None
-    return {"longest_run_tokens": len(longest), "longest_run_text": decode(longest),
-            "copied_share": copied / total if total else None, "tokens": total, "novelty": novelty}
+    source = as_characters(source)
+    runs = [(text, i, n) for text, ids in enumerate(texts)
+            for i, n in enumerate(match_lengths(as_characters(ids), source))]
+    text, begin, longest = max(runs, key=lambda run: run[2])
+    copied = {(text, j) for text, i, n in runs if n >= COPIED for j in range(i, i + n)}
+    novelty = {str(n): mean([run < n for text, i, run in runs if i + n <= len(texts[text])])
+               for n in range(2, 17)}
+    return {"longest_run_tokens": longest, "longest_run_text": decode(texts[text][begin:begin + longest]),
+            "copied_share": len(copied) / len(runs), "tokens": len(runs), "novelty": novelty}
 
 
 # ---- style
 
-INSIDE, LESS = "↔", "↓"     # best inside the book's own range, or low: a distance from the book
-STYLE = {       # label, unit, which is best
-    "sentence_length": ("Sentence length, mean", "words", INSIDE),
-    "sentence_spread": ("Sentence length, standard deviation", "words", INSIDE),
-    "sentence_profile": ("Sentence lengths", "distance, 0–1", LESS),
-    "type_token_ratio": ("Type-token ratio", "distinct words per word", INSIDE),
-    "mattr": ("Moving-average type-token ratio", "distinct words per word, windows of 50", INSIDE),
-    "mtld": ("MTLD", "words per factor", INSIDE),
-    "yules_k": ("Yule's K", "repeated pairs per 10,000", INSIDE),
-    "coverage": ("Words that the rest of the book uses", "share of words", INSIDE),
-    "punctuation": ("Punctuation", "marks per word", INSIDE),
-    "delta": ("Burrows's Delta, top 150 words", "standard deviations", LESS),
-    "character_profile": ("Groups of three characters", "distance, 0–1", LESS),
+STYLE = {  # label, unit, what is best: ↔ inside the book's own range, or ↓ low, a distance from the book
+    "sentence_length": ("Sentence length, mean", "words", "↔"),
+    "sentence_spread": ("Sentence length, standard deviation", "words", "↔"),
+    "sentence_profile": ("Sentence lengths", "distance, 0–1", "↓"),
+    "type_token_ratio": ("Type-token ratio", "distinct words per word", "↔"),
+    "mattr": ("Moving-average type-token ratio", "distinct words per word, windows of 50", "↔"),
+    "mtld": ("MTLD", "words per factor", "↔"),
+    "yules_k": ("Yule's K", "repeated pairs per 10,000", "↔"),
+    "coverage": ("Words that the rest of the book uses", "share of words", "↔"),
+    "punctuation": ("Punctuation", "marks per word", "↔"),
+    "delta": ("Burrows's Delta, top 150 words", "standard deviations", "↓"),
+    "character_profile": ("Groups of three characters", "distance, 0–1", "↓"),
     # the rest know English alone
-    "flesch_kincaid": ("Flesch-Kincaid", "school grade", INSIDE),
-    "gunning_fog": ("Gunning Fog", "school years", INSIDE),
-    "function_words": ("Function words", "share of words", INSIDE),
-    "function_profile": ("Choice of function words", "distance, 0–1", LESS),
-    "tag_profile": ("Order of parts of speech", "distance, 0–1", LESS),
-    "chunk_profile": ("Shapes of phrases", "distance, 0–1", LESS),
+    "flesch_kincaid": ("Flesch-Kincaid", "school grade", "↔"),
+    "gunning_fog": ("Gunning Fog", "school years", "↔"),
+    "function_words": ("Function words", "share of words", "↔"),
+    "function_profile": ("Choice of function words", "distance, 0–1", "↓"),
+    "tag_profile": ("Order of parts of speech", "distance, 0–1", "↓"),
+    "chunk_profile": ("Shapes of phrases", "distance, 0–1", "↓"),
 }
 
 
@@ -245,9 +243,9 @@ def parsed(text):
     from textblob.en import parse
     sentences, phrases = [], []
     for line in parse(text).split("\n"):
-        tokens = [token.rsplit("/", 3) for token in line.split()]
-        sentences.append([tag for _, tag, _, _ in tokens])
-        for _, tag, chunk, _ in tokens:
+        tokens = [token.rsplit("/", 3)[1:3] for token in line.split()]
+        sentences.append([tag for tag, _ in tokens])
+        for tag, chunk in tokens:
             if chunk.startswith("B-"):
                 phrases.append(f"{chunk[2:]} {tag}")
             elif chunk.startswith("I-") and phrases:
@@ -259,52 +257,47 @@ def traits(text, punkt, english):
     """(words, sentence lengths in words, {name: number}, {name: Counter}) of a passage."""
     text = " ".join(text.split())
     words = words_of(text)
-    sentences = [piece for part in punkt.tokenize(text) for piece in re.split(r"(?<=[。！？])", part)]
-    lengths = [n for sentence in sentences if (n := len(words_of(sentence)))]
-    inside_words = sum(len(re.findall(r"\W", word)) for word in words)
-    numbers = {"punctuation": (len(re.findall(r"[^\w\s]", text)) - inside_words) / len(words)}
+    lengths = [n for part in punkt.tokenize(text) for sentence in re.split(r"(?<=[。！？])", part)
+               if (n := len(words_of(sentence)))]
+    marks = len(re.findall(r"[^\w\s]", text)) - len(re.findall(r"\W", "".join(words)))
+    numbers = {"punctuation": marks / len(words)}
     profiles = {"words": Counter(words), "sentence_profile": Counter(str(n // 4) for n in lengths),
-                "character_profile": Counter(map("".join, ngrams(text.lower(), 3)))}
+                "character_profile": Counter(ngrams(text.lower(), 3))}
     if english:
         import textstat
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
         tags, phrases = parsed(text)
-        function_words = [word for word in words if word in ENGLISH_STOP_WORDS]
-        pairs = (" ".join(pair) for sentence in tags for pair in pairwise(sentence))
+        function_words = Counter(word for word in words if word in ENGLISH_STOP_WORDS)
         numbers |= {"flesch_kincaid": textstat.flesch_kincaid_grade(text),
                     "gunning_fog": textstat.gunning_fog(text),
-                    "function_words": len(function_words) / len(words)}
-        profiles |= {"function_profile": Counter(function_words), "chunk_profile": Counter(phrases),
-                     "tag_profile": Counter(pairs)}
+                    "function_words": function_words.total() / len(words)}
+        profiles |= {"function_profile": function_words, "chunk_profile": Counter(phrases),
+                     "tag_profile": Counter(chain(*map(pairwise, tags)))}
     return words, lengths, numbers, profiles
 
 
 class Passages:
-    """The traits of a book's passages and other groups', each group in its `rows`."""
+    """The traits of texts, the first n of which are a book's passages; `rows` are indices of texts."""
 
-    def __init__(self, of_book, groups, english):
-        from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
+    def __init__(self, texts, n, english):
+        from nltk.tokenize.punkt import PunktSentenceTokenizer
         from sklearn.feature_extraction import DictVectorizer
-        punkt = PunktSentenceTokenizer(PunktTrainer(" ".join(of_book)).get_params())
-        self.rows, texts = {}, []
-        for name, group in ({"book": of_book} | groups).items():
-            self.rows[name] = np.arange(len(texts), len(texts) + len(group))
-            texts += group
+        punkt = PunktSentenceTokenizer(" ".join(texts[:n]))
         self.words, self.lengths, self.numbers, profiles = zip(*(traits(t, punkt, english) for t in texts))
         self.tables = {name: DictVectorizer().fit_transform([p[name] for p in profiles])
                        for name in profiles[0]}
-        self.book = self.sums(self.rows["book"])
+        self.n, self.book = n, self.sums(slice(n))
         self.top = np.argsort(-self.book["words"], kind="stable")[:150]
 
     def sums(self, rows):
-        """{profile: counts} of these passages together."""
+        """{profile: counts} of these together."""
         return {name: np.asarray(table[rows].sum(0))[0] for name, table in self.tables.items()}
 
     def measure(self, rows):
         """({measure: value}, relative frequencies of the top words here and in the rest of the book)"""
         words, lengths = ([x for i in rows for x in lists[i]] for lists in (self.words, self.lengths))
         here, rest = self.sums(rows), self.book
-        if rows[0] in self.rows["book"]:    # not compared with itself
+        if rows[0] < self.n:  # not compared with itself
             rest = {name: counts - here[name] for name, counts in rest.items()}
         values = {"sentence_length": np.mean(lengths), "sentence_spread": np.std(lengths),
                   "type_token_ratio": type_token_ratio(words), "mattr": mattr(words),
@@ -323,45 +316,45 @@ class Passages:
 def style(of_book, groups, english):
     """Are groups {name: K passages} inside the variation of the book's own passages, of the same length?
 
-    K of these drawn in runs of neighbours, again and again (a block bootstrap, Künsch 1989; without
-    replacement, for a passage that came twice would look repetitive), show how each measure varies where the
-    style is the book's by definition; profiles and coverage are against the rest of the book. `range` holds
-    95 % of the draws. `deviation` is in their standard deviations (upwards alone for what is itself a
-    distance), `distance` its root mean square over the measures; 99 of 100 draws stay under `limit`.
+    Draws of K of these in runs of neighbours (a block bootstrap, Künsch 1989; without replacement, for what
+    comes twice looks repetitive) show how each measure varies where the style is the book's by definition;
+    profiles and coverage are against the rest of the book. `range` holds 95 % of the draws. `deviation` is in
+    their standard deviations (upwards alone for a distance), `distance` its root mean square over the
+    measures; 99 of 100 draws stay under `limit`.
     """
-    passages, rng = Passages(of_book, groups, english), np.random.default_rng(seed)
-    n, size = len(of_book), len(next(iter(groups.values())))
-    rows = []
-    for _ in range(REPLICATES):
-        starts = rng.permutation(n // RUN)[:-(-size // RUN), None] * RUN
-        rows.append((starts + np.arange(RUN) + rng.integers(n)).ravel()[:size] % n)
-    found = [passages.measure(some) for some in rows + [passages.rows[group] for group in groups]]
-    spread_of_words = np.std([here for _, here, _ in found[:REPLICATES]], axis=0)
-    for values, here, there in found:
-        values["delta"] = burrows_delta(here, there, spread_of_words)
+    n, size, rng = len(of_book), len(groups["held_out"]), np.random.default_rng(seed)
+    passages = Passages([*of_book, *chain(*groups.values())], n, english)
+    runs = np.arange(n // RUN * RUN).reshape(-1, RUN)
+    draws = [(rng.permutation(runs).ravel()[:size] + rng.integers(n)) % n for _ in range(REPLICATES)]
+    others = np.arange(n, n + size * len(groups)).reshape(-1, size)
+    found = [passages.measure(rows) for rows in (*draws, *others)]
+    varied = np.std([here for _, here, _ in found[:REPLICATES]], axis=0)
+    for values, here, rest in found:
+        values["delta"] = burrows_delta(here, rest, varied)
     measures, deviations = {}, []
-    for name, (_, unit, better) in STYLE.items():
+    for name, (_, unit, best) in STYLE.items():
         column = np.array([values.get(name, 0) for values, *_ in found])
         own = column[:REPLICATES]
-        if own.std() > 0:       # else it measures nothing
+        if own.std() > 0:  # else it measures nothing
             z = (column - own.mean()) / own.std()
-            z, ends = (z.clip(0), (0, 0.95)) if better == LESS else (z, (0.025, 0.975))
+            z, ends = (z.clip(0), (0, 0.95)) if best == "↓" else (z, (0.025, 0.975))
             deviations.append(z)
             measures[name] = {"unit": unit, "range": np.quantile(own, ends).tolist()} | {
-                group: {"value": float(value), "deviation": float(deviation)}
+                group: {"value": value, "deviation": deviation}
                 for group, value, deviation in zip(groups, column[REPLICATES:], z[REPLICATES:])}
-    distances = [float(np.sqrt(np.mean(np.square(z)))) for z in zip(*deviations)]
-    limit, distances = float(np.quantile(distances[:REPLICATES], 0.99)), distances[REPLICATES:]
+    distances = [np.sqrt(np.mean(np.square(z))) for z in zip(*deviations)]
+    limit, distance = np.quantile(distances[:REPLICATES], 0.99), dict(zip(groups, distances[REPLICATES:]))
     return {"passages": size, "words_per_passage": len(passages.words[0]), "limit": limit,
-            "distance": dict(zip(groups, distances)), "measures": measures,
-            "in_style": {group: value <= limit for group, value in zip(groups, distances)},
-            "sentence_lengths": {name: passages.sentence_lengths(own) for name, own in passages.rows.items()}}
+            "distance": distance, "measures": measures,
+            "in_style": {group: bool(value <= limit) for group, value in distance.items()},
+            "sentence_lengths": {group: passages.sentence_lengths(rows)
+                                 for group, rows in zip(("book", *groups), (range(n), *others))}}
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
     """`style` of as many samples and controls, of one length; else None, the reason in notes."""
     lengths = sorted(len(words_of(text)) for text in completions)
-    length = max(1, lengths[len(lengths) // 10])    # the few shorter texts are left out
+    length = max(1, lengths[len(lengths) // 10])  # the few shorter texts are left out
     groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]],
               "held_out": passages_of(held_out_text, length)}
     if control:
@@ -388,22 +381,22 @@ def spread(items, n):
 # ---- similarity and diversity
 
 class Similarity:
-    """Similarity of texts, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD, both learnt from
-    the book (Deerwester et al. 1990); lexical, shared words among all words (Jaccard); syntactic, 1 -
-    Jensen-Shannon distance of parts of speech (English only); combined, their mean."""
+    """Similarity of texts, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD, learnt from the
+    book (Deerwester et al. 1990); lexical, shared words of all words (Jaccard); syntactic, 1 - Jensen-Shannon
+    distance of parts of speech (English only); combined, their mean."""
 
     def __init__(self, texts, english):
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
         from threadpoolctl import threadpool_limits
-        self.english = english
-        self.tfidf = TfidfVectorizer(analyzer=words_of, sublinear_tf=True)
+        self.english, self.tfidf = english, TfidfVectorizer(analyzer=words_of, sublinear_tf=True)
         table = self.tfidf.fit_transform(texts)
-        with threadpool_limits(1):      # the same sums in the same order on any number of cores
+        with threadpool_limits(1):  # the same sums in the same order on any number of cores
             self.svd = TruncatedSVD(max(1, min(100, min(table.shape) - 1)), random_state=0).fit(table)
 
     def between(self, first, second):
         """Two lists of texts -> {respect: (len(first), len(second)) array}"""
+        from scipy.spatial.distance import cdist
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.metrics.pairwise import cosine_similarity
         a, b = ([set(words_of(text)) for text in texts] for texts in (first, second))
@@ -413,18 +406,16 @@ class Similarity:
         if self.english:
             tags = DictVectorizer(sparse=False).fit_transform(
                 [Counter(chain(*parsed(text)[0])) for text in (*first, *second)])
-            result["syntactic"] = np.array([[1 - jensen_shannon(x, y) for y in tags[len(first):]]
-                                            for x in tags[:len(first)]])
-        return result | {"combined": np.mean(list(result.values()), axis=0)}
+            result["syntactic"] = 1 - cdist(*np.split(tags, [len(first)]), jensen_shannon)
+        return result | {"combined": np.mean([*result.values()], axis=0)}
 
 
 def diversity(texts, prompts, alike):
     """How different texts are from one another; prompts: one for each text."""
-    words = [words_of(text) for text in texts]
-    among, same = alike.between(texts, texts)["combined"], np.equal.outer(prompts, prompts)
+    words, among = [words_of(text) for text in texts], alike.between(texts, texts)["combined"]
     others = ~np.eye(len(texts), dtype=bool)
-    pairs = {"pairwise_similarity": others, "same_prompt_similarity": others & same}
-    return {**{name: float(among[two].mean()) if two.any() else None for name, two in pairs.items()},
+    return {"pairwise_similarity": mean(among[others]),
+            "same_prompt_similarity": mean(among[others & np.equal.outer(prompts, prompts)]),
             "self_bleu": self_bleu(words), "entropy": entropy(words), "repetition": repetition(words),
             **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3, 4)}}
 
@@ -438,13 +429,12 @@ def chop(examples, block_size):
 
 def bits_per_byte(nats, sizes):
     """(ratio, its standard error) from nats and bytes per sequence, both (N,): a ratio estimator's (Cochran
-    1977, sec. 2.11), None for fewer than two. It has the noise of random masks in it, and ignores that
-    neighbours are alike."""
+    1977, sec. 2.11), with the noise of random masks, as if neighbours were independent; None for one."""
     nats, sizes = np.asarray(nats, float), np.asarray(sizes, float)
     n, ratio = len(nats), nats.sum() / sizes.sum()
     squares = np.square(nats - ratio * sizes).sum()
     error = math.sqrt(n / (n - 1) * squares) / sizes.sum() / math.log(2) if n > 1 else None
-    return float(ratio / math.log(2)), error
+    return ratio / math.log(2), error
 
 
 @torch.no_grad()
@@ -453,16 +443,15 @@ def masked_perplexity(model, sequences, seed):
     generator = torch.Generator().manual_seed(seed)
     nats, count = torch.zeros(len(RATES), dtype=torch.float64), torch.zeros(len(RATES))
     for tokens in sequences:
-        length = len(tokens)
-        k = torch.tensor([max(1, round(rate * length)) for rate in RATES]).repeat_interleave(MASK_DRAWS)
-        rows, noise = tokens.expand(len(k), -1), torch.rand(len(k), length, generator=generator)
+        k = torch.tensor([max(1, round(rate * len(tokens))) for rate in RATES for _ in range(MASK_DRAWS)])
+        rows, noise = tokens.expand(len(k), -1), torch.rand(len(k), len(tokens), generator=generator)
         hidden = hide(torch.ones_like(noise, dtype=torch.bool), k, noise)
         masked = rows.masked_fill(hidden, model.config.mask_id)
         logits = model(masked.to(model.device), hidden.to(model.device)).cpu().double()
-        rate = torch.arange(len(RATES)).repeat_interleave(MASK_DRAWS).repeat_interleave(k)
+        rate = hidden.nonzero()[:, 0] // MASK_DRAWS
         nats.index_add_(0, rate, cross_entropy(logits, rows[hidden], reduction="none"))
-        count += k.view(len(RATES), MASK_DRAWS).sum(1)
-    return {str(rate): float(value) for rate, value in zip(RATES, (nats / count).exp())}
+        count += rate.bincount()
+    return dict(zip(map(str, RATES), (nats / count).exp().tolist()))
 
 
 @torch.no_grad()
@@ -481,9 +470,8 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
             log_p = model(masked.to(model.device), where.to(model.device)).float().log_softmax(1).cpu()
             p = log_p.exp()
             likeliest, second = p.topk(2).values.T
-            score = {"margin": likeliest - second, "entropy": (p * log_p).sum(1)}.get(order, likeliest)
-            if order == "random":
-                score = torch.rand(len(p), generator=generator)
+            score = {"margin": likeliest - second, "entropy": (p * log_p).sum(1),
+                     "random": torch.rand(len(p), generator=generator)}.get(order, likeliest)
             first = torch.full(where.shape, -torch.inf).masked_scatter(where, score).argmax(1, keepdim=True)
             own = torch.zeros(where.shape).masked_scatter(where, log_p.gather(1, rows[where][:, None]))
             total[begin:begin + size] -= own.gather(1, first)[:, 0].double()
@@ -499,12 +487,12 @@ def likelihood(model, sequences, sizes, seed, advance):
     exact, masks = model.config.causal, points or 10 * math.ceil(200 / len(sequences))
     bound = held_out_bound(model, sequences, masks, seed)
     nats, tokens = bound.per_sequence, int(bound.length.sum())
-    result = {"perplexity": math.exp(float(nats.sum()) / tokens), "exact": exact, "tokens": tokens,
-              "bytes": int(sum(sizes)), "sequences": len(sequences), "masks_of_each": 0 if exact else masks,
+    result = {"perplexity": math.exp(nats.sum() / tokens), "exact": exact, "tokens": tokens,
+              "bytes": sum(sizes), "sequences": len(sequences), "masks_of_each": 0 if exact else masks,
               "masked_perplexity": None, "bits_per_token_by_mask_rate": None}
     found = {"": nats, "left_to_right_": nats if exact else None, "sampler_order_": None}
     if not exact:
-        weighted = (bound.nats * bound.length[:, None] / bound.k).view(len(sequences), 10, -1).mean(2)
+        weighted = (bound.nats * bound.length[:, None] / bound.k).unflatten(1, (10, -1)).mean(2)
         result["bits_per_token_by_mask_rate"] = (weighted.sum(0) / tokens / math.log(2)).tolist()
         advance("masked perplexity")
         result["masked_perplexity"] = masked_perplexity(model, sequences, seed)
@@ -520,7 +508,7 @@ def likelihood(model, sequences, sizes, seed, advance):
 
 def compressor(train, held_out):
     """(name, bits per byte) of the better of two compressors: what held-out bytes add to training bytes."""
-    programs = {"xz": lambda b: lzma.compress(b, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
+    programs = {"xz": partial(lzma.compress, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
                 "bzip2": bz2.compress}
     added = {name: len(pack(train + held_out)) - len(pack(train)) for name, pack in programs.items()}
     best = min(added, key=added.get)
@@ -535,7 +523,7 @@ def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
     floor = {"unigram_bits_per_byte": bits_per_byte(unigram_nats, sizes)[0],
              "ngram_bits_per_byte": bits_per_byte(nats, sizes)[0], "ngram_order": NGRAM_ORDER,
              "compressor_bits_per_byte": cost, "compressor": program,
-             "unigram_bits_per_token": float(unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))}
+             "unigram_bits_per_token": unigram_nats.sum() / sum(map(len, pieces)) / math.log(2)}
     return floor, ngram, nats
 
 
@@ -546,31 +534,19 @@ def prepared(name):
     latest = Path("data/latest")
     if not name and not latest.exists():
         fail("no book is prepared here: python prepare.py BOOK.txt")
-    folder = Path("data") / (name or latest.read_text(encoding="utf-8").strip())
+    folder = Path("data", name or latest.read_text(encoding="utf-8").strip())
     if not (folder / "tokenizer.json").exists():
         fail(f"{folder} is missing: prepare that book first, or name another with --book")
     return folder
 
 
-class Source(NamedTuple):
-    """A prepared book."""
-    name: str
-    title: str
-    train: list         # examples, lists of ids
-    held_out: dict      # of "val" and "test" the same
-    train_text: str
-    held_out_text: str
-    english: bool
-    openings: list      # of the split's sentences
-
-
 def open_book(path, saved):
-    """The Source of a checkpoint, or fail() where it is gone or differs from what was trained on."""
+    """A checkpoint's prepared book: `train`, `held_out` by split (lists of ids each), and their texts;
+    `openings` of the split's sentences. fail() where it is gone or differs from what was trained on."""
     training, then = saved.get("training", {}), "prepare the book as it was then, or train again"
-    folder = prepared(book or training.get("dataset"))
+    folder, streams, texts = prepared(book or training.get("dataset")), {}, {True: "", False: ""}
     if json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) != saved["tokenizer"]:
         fail(f"{folder} was prepared with another vocabulary than {path} was trained with: {then}")
-    streams = {}
     for stream in ("stage3_train", "val", "test"):
         raw = (folder / f"{stream}.bin").read_bytes()
         digest = hashlib.sha256(raw).hexdigest()
@@ -579,13 +555,14 @@ def open_book(path, saved):
         ids, cuts = np.frombuffer(raw, "<u2").tolist(), np.fromfile(folder / f"{stream}.idx", "<i8").tolist()
         streams[stream] = [ids[a:b] for a, b in pairwise(cuts)]
     text, sentences, title = read_prepared(folder)
-    texts = {True: "", False: ""}
     for train, run in groupby(sentences, key=lambda s: s["split"] == "train"):
-        run = list(run)
+        run = [*run]
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
     openings = [opening_of(text[s["start"]:s["end"]]) for s in sentences if s["split"] == split]
-    return Source(folder.name, title, streams.pop("stage3_train"), streams, texts[True], texts[False],
-                  is_english(words_of(texts[True])), [*filter(None, openings)])
+    return SimpleNamespace(
+        name=folder.name, title=title, train=streams.pop("stage3_train"), held_out=streams,
+        train_text=texts[True], held_out_text=texts[False], english=is_english(words_of(texts[True])),
+        openings=[*filter(None, openings)])
 
 
 def opening_of(sentence):
@@ -598,8 +575,8 @@ def opening_of(sentence):
 def choose_prompts(openings, tokenizer, context, notes):
     """n_prompts of the openings, drawn by chance, or the first of a file of prompts."""
     if prompts:
-        lines = read_book(prompts)[0].splitlines()
-        return [line.strip() + " " for line in lines if line.strip()][:n_prompts]
+        lines = map(str.strip, read_book(prompts)[0].splitlines())
+        return [f"{line} " for line in lines if line][:n_prompts]
     if not openings:
         notes.append("No held-out sentence has ten words: the samples are written without a prompt.")
     drawn = np.random.default_rng(seed).permutation(len(openings))[:n_prompts]
@@ -612,12 +589,12 @@ def write_samples(model, tokenizer, chosen):
     """(samples, speed): n_seeds texts for each prompt at once; then one alone, for its time."""
     jobs, context = [], model.config.block_size
     for prompt in chosen:
-        words = prompt.rstrip()
+        words, first = prompt.rstrip(), seed + len(jobs)
         room = min(max_tokens, context - len(tokenizer.encode(words)))
         if room < 8:
             fail(f"the prompt {prompt!r} leaves no room in the model's context of {context} tokens")
         jobs += [sample.job_of(model, tokenizer, words, [prompt, room], each, sampling)
-                 for each in range(seed + len(jobs), seed + len(jobs) + n_seeds)]
+                 for each in range(first, first + n_seeds)]
 
     def texts_of(jobs):
         return [{"ids": row[jobs[i].row == model.config.mask_id].tolist()} | result
@@ -635,32 +612,31 @@ def write_samples(model, tokenizer, chosen):
                      "memory_gb": peak_memory_gb(model.device)}
 
 
-def beside_held_out(samples, held_out, notes):
-    """(samples, held-out passages, lists of ids): as many and as long, or all samples and none."""
+def look_at(samples, source, ngram, tokenizer, notes):
+    """({"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, {group: texts})
+    of samples and as many and as long held-out passages, or, where there are none, of samples alone."""
     lengths = [len(s["ids"]) for s in samples]
-    passages = [ids for ids in chop(held_out, max(lengths)) if len(ids) >= min(lengths)]
+    passages = [ids for ids in chop(source.held_out["val"] + source.held_out["test"], max(lengths))
+                if len(ids) >= min(lengths)]
     n = min(len(passages), len(samples))
+    kept = spread(samples, n or len(samples))
     if n < len(samples):
         notes.append(f"Held-out text makes only {n} passages as long as the samples: they are compared with "
-                     f"{n or len(samples)} of {len(samples)} samples.")
-    return spread(samples, n or len(samples)), spread(passages, n)
-
-
-def look_at(ids, prompts, source, ngram, tokenizer):
-    """({"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, {group: texts});
-    ids: {group: lists of ids}; prompts: one for each of those generated."""
-    texts = {group: [tokenizer.decode(i) for i in members] for group, members in ids.items()}
+                     f"{len(kept)} of {len(samples)} samples.")
+    groups = {"generated": ([s["ids"] for s in kept], [s["prompt"] for s in kept])}
+    if n:
+        groups["held_out"] = spread(passages, n), range(n)
+    texts = {group: [*map(tokenizer.decode, lists)] for group, (lists, _) in groups.items()}
     length = int(np.median([len(words_of(text)) for text in texts["generated"]]))
-    passages = passages_of(source.train_text, max(20, length)) or [source.train_text]
-    alike, some = Similarity(passages, source.english), spread(passages, 100)
+    of_book = passages_of(source.train_text, max(20, length)) or [source.train_text]
+    alike, some = Similarity(of_book, source.english), spread(of_book, 100)
     found = {"similarity": {}, "diversity": {}, "memorization": {}, "judged": {}}
-    for group, members in texts.items():
-        varied = diversity(members, prompts if group == "generated" else range(len(members)), alike)
-        nats = np.mean(np.concatenate([ngram.nats(i) for i in ids[group]]))
-        found["similarity"][group] = {respect: float(values.mean())
-                                      for respect, values in alike.between(members, some).items()}
-        found["diversity"][group] = varied
-        found["memorization"][group] = memorization(ids[group], chain(*source.train), tokenizer.decode)
+    for group, (lists, prompts) in groups.items():
+        near = alike.between(texts[group], some)
+        found["similarity"][group] = {respect: values.mean() for respect, values in near.items()}
+        found["diversity"][group] = varied = diversity(texts[group], prompts, alike)
+        found["memorization"][group] = memorization(lists, chain(*source.train), tokenizer.decode)
+        nats = np.mean(np.concatenate([*map(ngram.nats, lists)]))
         found["judged"][group] = {"ngram_perplexity": math.exp(nats), "twin_perplexity": None,
                                   "entropy": varied["entropy"], "repetition": varied["repetition"]}
     return found, texts
@@ -668,59 +644,55 @@ def look_at(ids, prompts, source, ngram, tokenizer):
 
 class Evaluated(NamedTuple):
     """A checkpoint's evaluation, and what comparing it with others needs."""
-    result: dict            # as in evaluation.json
+    result: dict  # as in evaluation.json
     model: torch.nn.Module
     tokenizer: object
-    nats: np.ndarray        # (N,) the bound on -log p of each held-out piece,
-    sizes: np.ndarray       # its bytes,
-    example: np.ndarray     # and which example it is a part of
-    held_bytes: bytes       # all of them
-    texts: dict             # as compared with held-out ones
+    nats: np.ndarray  # (N,) the bound on -log p of each held-out piece,
+    sizes: list  # its bytes,
+    example: list  # and which example it is a part of
+    held_bytes: bytes  # all of them
+    texts: dict  # of each group
 
 
 def evaluate_checkpoint(path, advance):
     """Everything about a checkpoint but what others say of it"""
     model, tokenizer, saved = sample.load(path, device)
     source, training, context = open_book(path, saved), saved.get("training", {}), model.config.block_size
-    cut = [chop([ids], context) for ids in source.held_out[split]]
-    pieces, example = list(chain(*cut)), np.repeat(np.arange(len(cut)), list(map(len, cut)))
-    sizes = np.array([len(tokenizer.decode_bytes(ids)) for ids in pieces])
-    train_bytes, held_bytes = (tokenizer.decode_bytes(chain(*lists)) for lists in (source.train, pieces))
+    example, pieces = zip(*((i, piece) for i, ids in enumerate(source.held_out[split])
+                            for piece in chop([ids], context)))
+    sizes = [len(tokenizer.decode_bytes(ids)) for ids in pieces]
     doubts = {
-        f"The held-out text is only {len(pieces)} sequences, {len(held_bytes)} bytes: its standard error is "
-        "itself uncertain.": len(pieces) < 10,
-        "The checkpoint does not record its training data: whether the held-out text was among it cannot be "
-        "checked.": not training.get("data"),
+        f"The held-out text is only {len(pieces)} sequences, {sum(sizes)} bytes: its standard error is itself "
+        "uncertain.": len(pieces) < 10,
+        "The checkpoint does not record its training data: whether held-out text was among it is unknown.":
+            not training.get("data"),
         "The book is not in English: readability, function words, parts of speech and phrases are not "
         "measured.": not source.english}
     notes = [doubt for doubt, holds in doubts.items() if holds]
 
-    figures, nats = likelihood(model, [torch.tensor(ids) for ids in pieces], sizes, seed, advance)
+    figures, nats = likelihood(model, [*map(torch.tensor, pieces)], sizes, seed, advance)
     advance("baselines")
+    train_bytes, held_bytes = (tokenizer.decode_bytes(chain(*lists)) for lists in (source.train, pieces))
     floor, ngram, ngram_nats = baselines(
         source.train, pieces, sizes, train_bytes, held_bytes, model.config.n_text)
     figures["gain_over_ngram"], figures["gain_over_ngram_se"] = bits_per_byte(ngram_nats - nats, sizes)
     advance("writing samples")
     chosen = choose_prompts(source.openings, tokenizer, context, notes)
     samples, speed = write_samples(model, tokenizer, chosen)
-    kept, human = beside_held_out(samples, source.held_out["val"] + source.held_out["test"], notes)
     advance("memorization, diversity and similarity")
-    ids = {"generated": [s["ids"] for s in kept]} | ({"held_out": human} if human else {})
-    looked, texts = look_at(ids, [s["prompt"] for s in kept], source, ngram, tokenizer)
+    looked, texts = look_at(samples, source, ngram, tokenizer, notes)
     advance("style")
     styled = measure_style(source.train_text, source.held_out_text, [s["completion"] for s in samples],
                            source.english, notes)
 
-    # how far the run had come, and how the stage it was in hides its text
     stages, at = training.get("knobs", {}).get("stages", []), (training.get("stage") or 1) - 1
-    stage = stages[at] if at < len(stages) else {}
-    trained = {key: training.get(key) for key in ("step", "epoch", "stage", "val_bits_per_byte")}
-    trained |= {key: stage.get(key) for key in ("mask_rate", "replay")}
+    course = training | next(iter(stages[at:]), {})  # how far the run had come, and how its stage masks
+    known = "step", "epoch", "stage", "val_bits_per_byte", "mask_rate", "replay"
     result = {"checkpoint": str(path), "book": source.name, "title": source.title, "split": split,
               "seed": seed, "parameters": count_parameters(model.config)["total"],
-              "causal": model.config.causal, "trained": trained, "likelihood": figures, "baselines": floor,
-              "style": styled, **looked, "speed": speed,
-              "sampling": asdict(sampling) | {"max_tokens": max_tokens},
+              "causal": model.config.causal, "trained": {key: course.get(key) for key in known},
+              "likelihood": figures, "baselines": floor, "style": styled, **looked, "speed": speed,
+              "sampling": vars(sampling) | {"max_tokens": max_tokens},
               "samples": [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples],
               "notes": notes}
     return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
@@ -728,14 +700,14 @@ def evaluate_checkpoint(path, advance):
 
 def compare_all(found):
     """Let the first causal checkpoint judge everyone's texts, and set costs against the first of all."""
-    twin, first = next((e for e in found if e.result["causal"]), None), found[0]
+    twin = next((e for e in found if e.result["causal"]), None)
     for e in found:
         for group, texts in e.texts.items() if twin else ():
-            ids = [twin.tokenizer.encode(text) for text in texts]
-            bound = held_out_bound(twin.model, [*map(torch.tensor, chop(ids, twin.model.config.block_size))])
-            nats = float(bound.per_sequence.sum() / bound.length.sum())
+            pieces = chop(map(twin.tokenizer.encode, texts), twin.model.config.block_size)
+            bound = held_out_bound(twin.model, [*map(torch.tensor, pieces)])
+            nats = bound.per_sequence.sum() / bound.length.sum()
             e.result["judged"][group]["twin_perplexity"] = math.exp(nats)
-        more = paired(e, first) if e is not first else (None, None)
+        more = paired(e, found[0]) if e is not found[0] else (None, None)
         e.result["likelihood"]["more_than_first"], e.result["likelihood"]["more_than_first_se"] = more
 
 
@@ -756,10 +728,10 @@ def paired(*both):
 def summarise(result):
     """{"good", "bad", "next"}: lists of sentences."""
     found = {"good": [], "bad": [], "next": []}
-    for kind, sentence in chain(*(on(result) for on in (on_prediction, on_copying, on_style, on_variety))):
+    said = chain(*(on(result) for on in (on_prediction, on_copying, on_style, on_variety)))
+    for kind, sentence in dict.fromkeys(said):
         found[kind].append(sentence)
-    found["next"] = list(dict.fromkeys(found["next"])) or [
-        "Try a larger model or more sampling steps, and compare with --compare."]
+    found["next"] = found["next"] or ["Try a larger model or more sampling steps, and --compare them."]
     return found
 
 
@@ -768,21 +740,21 @@ def on_prediction(result):
     bits, gain, error = like["bits_per_byte"], like["gain_over_ngram"], 2 * (like["gain_over_ngram_se"] or 0)
     unigram = floor["unigram_bits_per_byte"]
     facts = (f"It predicts held-out text at {bits:.2f} bits a byte (lower is better); word frequencies need "
-             f"{unigram:.2f}, a table of counts {floor['ngram_bits_per_byte']:.2f}")
+             f"{unigram:.2f}, a table of counts {floor['ngram_bits_per_byte']:.2f}: it")
     if bits >= unigram:
-        yield "bad", f"{facts}: it has not yet learned that words depend on their neighbours."
+        yield "bad", f"{facts} has not yet learned that words depend on their neighbours."
         yield "next", "Train for more steps; small batches get off this plateau sooner."
     elif gain < -error:
-        yield "bad", f"{facts}: it uses context, but less well than a table of counts."
-        yield "next", "Train longer, until the validation bound in log.jsonl stops falling."
+        yield "bad", f"{facts} uses context, but less well than a table of counts."
+        yield "next", "Train until the validation bound in log.jsonl stops falling."
     elif gain > error:
-        yield "good", f"{facts}: it predicts better than the table."
+        yield "good", f"{facts} predicts better than the table."
     else:
-        yield "bad", f"{facts}: it predicts about as well as the table."
+        yield "bad", f"{facts} predicts about as well as the table."
     if bits < 0.75:
         yield "bad", (f"{bits:.2f} bits a byte is too good to be true for a model of one book: "
                       "the held-out text was probably among its training text.")
-        yield "next", "Prepare the book afresh and train again before believing any other number here."
+        yield "next", "Prepare the book afresh and train again before you believe any other number here."
     rates, alone = like["bits_per_token_by_mask_rate"], floor["unigram_bits_per_token"]
     if rates and rates[-1] > alone + 0.05 and bits < unigram:
         yield "bad", ("With nine tenths of a text hidden, as when it begins to write, it predicts worse than "
@@ -790,7 +762,7 @@ def on_prediction(result):
         high, replay = (trained["mask_rate"] or [0, 0])[1], trained["replay"] or 0.0
         if high < 0.9 and replay < 0.5:
             yield "next", (f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
-                           "so that it keeps seeing the full range of mask rates.")
+                           "so that it keeps seeing all mask rates.")
         else:
             other = "with a larger model" if result["sampling"]["block_size"] else "sample by --block_size=16"
             yield "next", f"It was shown every mask rate: train longer, or {other}."
@@ -803,12 +775,12 @@ def on_copying(result):
         yield "bad", (f"Held-out text shares {human['longest_run_tokens']} tokens in a row with the training "
                       "text: the book repeats itself, or the split leaks.")
     facts = (f"{mine['copied_share']:.0%} of its text is in copied runs of {COPIED} tokens or more ("
-             f"{human['copied_share']:.0%} of held-out text); the longest has {mine['longest_run_tokens']}")
+             f"{human['copied_share']:.0%} of held-out text); the longest has {mine['longest_run_tokens']}.")
     if mine["copied_share"] > 2 * human["copied_share"] + 0.1:
-        yield "bad", f"It recites: {facts}."
+        yield "bad", f"It recites: {facts}"
         yield "next", "Stop earlier, make the model smaller, or sample at a higher --temperature."
     else:
-        yield "good", f"It does not recite the book: {facts}."
+        yield "good", f"It does not recite the book: {facts}"
 
 
 def on_style(result):
@@ -816,13 +788,13 @@ def on_style(result):
     if not styled:
         return
     facts = (f"its distance from the book is {styled['distance']['generated']:.1f} where the book's own "
-             f"passages stay under {styled['limit']:.1f}")
+             f"passages stay under {styled['limit']:.1f}.")
     if styled["in_style"]["generated"]:
-        yield "good", f"Its style is within the book's own variation: {facts}."
+        yield "good", f"Its style is within the book's own variation: {facts}"
     else:
         off = [(abs(m["generated"]["deviation"]), STYLE[name][0]) for name, m in styled["measures"].items()]
         furthest = "; ".join(f"{label} ({z:.0f})" for z, label in sorted(off, reverse=True)[:3])
-        yield "bad", (f"It is not yet in the book's style: {facts}. "
+        yield "bad", (f"It is not yet in the book's style: {facts} "
                       f"Furthest off, in standard deviations: {furthest}.")
         yield from other_settings(result["sampling"])
     if not styled["in_style"]["held_out"]:
@@ -835,12 +807,12 @@ def on_variety(result):
     if not human or None in (mine["repetition"], human["repetition"]):
         return
     facts = (f"{mine['repetition']:.0%} of its four-word runs repeat within a text, and a word carries "
-             f"{mine['entropy']:.1f} bits (held-out text: {human['repetition']:.0%}, {human['entropy']:.1f})")
+             f"{mine['entropy']:.1f} bits (held-out text: {human['repetition']:.0%}, {human['entropy']:.1f}).")
     if mine["repetition"] > human["repetition"] + 0.05 or mine["entropy"] < human["entropy"] - 1:
-        yield "bad", f"It repeats itself: {facts}."
+        yield "bad", f"It repeats itself: {facts}"
         yield from other_settings(result["sampling"])
     else:
-        yield "good", f"Its vocabulary is varied: {facts}."
+        yield "good", f"Its vocabulary is varied: {facts}"
 
 
 def other_settings(how):
@@ -856,7 +828,7 @@ def other_settings(how):
 
 GROUPS = {"generated": "generated", "held_out": "held-out", "shuffled": "shuffled words",
           "control": "control book", "book": "the book"}
-INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}   # stand for CSS's
+INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}  # stand for CSS's
 
 
 def number(value, unit="", error=None):
@@ -889,12 +861,15 @@ def charts(results, names):
 
 def chart(name, curves, xlabel, ylabel, ylim=None):
     """Inline SVG of curves (label, ink, x, y) in the page's colours, as wide as a phone."""
-    import matplotlib
+    from matplotlib import rc
     from matplotlib.figure import Figure
-    coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    matplotlib.rcParams.update({
-        "svg.fonttype": "none", "svg.hashsalt": "evaluation", "font.size": 9.5, "axes.spines.top": False,
-        "axes.spines.right": False, "legend.frameon": False} | dict.fromkeys(coloured, INKS["ink"]))
+    ink = INKS["ink"]
+    rc("svg", fonttype="none", hashsalt="evaluation")
+    rc("font", size=9.5)
+    rc("axes", edgecolor=ink, labelcolor=ink)
+    rc("axes.spines", top=False, right=False)
+    rc(("text", "xtick", "ytick"), color=ink)
+    rc("legend", frameon=False)
     figure, file = Figure(figsize=(3.3, 2.5)), io.StringIO()
     axes = figure.subplots()
     for label, ink, x, y in curves:
@@ -902,11 +877,12 @@ def chart(name, curves, xlabel, ylabel, ylim=None):
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     axes.legend()
     figure.savefig(file, format="svg", transparent=True, bbox_inches="tight")
-    svg = "<svg" + file.getvalue().partition("<svg")[2]
-    svg = re.sub(r"\s*<metadata>.*?</metadata>|(?<= )(height|width)=\"[\d.]+pt\"", "", svg, flags=re.S)
+    # the <svg> alone, without its date and size
+    svg = re.sub(r"\A.*?(?=<svg)|\s*<metadata>.*?</metadata>|(?<= )(height|width)=\"[\d.]+pt\"", "",
+                 file.getvalue(), flags=re.S)
     for ink, colour in INKS.items():
         svg = svg.replace(colour, f"var(--{ink})")
-    return re.sub(r'(id="|#)(?=[a-zA-Z])', rf"\1{name}-", svg)     # apart from another chart's ids
+    return re.sub(r'(id="|#)(?=[a-zA-Z])', rf"\1{name}-", svg)  # apart from another chart's ids
 
 
 def page(results, names):
@@ -915,11 +891,10 @@ def page(results, names):
     frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         sample.with_style("evaluate.html"))
     r = results[0]
-    models = {name: found["speed"] | found["diversity"]["generated"] | found["likelihood"] | {
-        "parameters": found["parameters"],
-        "distance": found["style"] and found["style"]["distance"]["generated"],
-        "copied_share": found["memorization"]["generated"]["copied_share"]}
-        for name, found in zip(names, results)}
+    models = {name: found | found["speed"] | found["memorization"]["generated"]
+              | found["diversity"]["generated"] | found["likelihood"]
+              | {"distance": found["style"] and found["style"]["distance"]["generated"]}
+              for name, found in zip(names, results)}
     groups = {g: r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
               for g in r["diversity"]}
     curves = Path(r["checkpoint"]).with_name("curves.svg")
@@ -951,17 +926,19 @@ def main():
     names = [checkpoint or out_dir, *filter(None, compare.split(","))]
     paths = [path if path.suffix == ".pt" or (path / "model.safetensors").exists() else path / "best.pt"
              for path in map(Path, names)]
-    for path in paths:      # said now, not after the first has been measured
+    for path in paths:  # said now, not after the first has been measured
         if not path.exists():
             fail(f"no checkpoint at {path}: train one first with python train.py")
     found, folder = [], Path(out_dir)
     columns = "{task.description}", BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=sample.terminal()) as progress:
         bar = progress.add_task("loading", total=9 * len(names))
+
+        def advance(path, what, steps=1):
+            progress.update(bar, advance=steps, description=f"{path}: {what}")
+
         for path in paths:
-            def advance(what, steps=1, path=path):
-                progress.update(bar, advance=steps, description=f"{path}: {what}")
-            found.append(evaluate_checkpoint(path, advance))
+            found.append(evaluate_checkpoint(path, partial(advance, path)))
             if found[-1].held_bytes != found[0].held_bytes:
                 fail(f"{path} was trained with other held-out text than {names[0]}: they cannot be compared")
         compare_all(found)
