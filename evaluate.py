@@ -5,8 +5,8 @@
     python evaluate.py --compare=out_causal,out_no_curriculum  # side by side; a causal one judges samples too
     python evaluate.py --text1="It was dark." --text2=chapter.txt  # only compare two texts
 
-One seed on one machine gives the same numbers again, but for times and memory. What cannot be measured is
-null, with the reason in `notes`.
+One seed on one machine gives the same numbers, but for times and memory. What cannot be measured is null,
+with the reason in `notes`.
 """
 import base64
 import bz2
@@ -17,56 +17,53 @@ import lzma
 import math
 import re
 import sys
-from collections import Counter
+from collections import Counter, namedtuple
 from functools import partial
 from itertools import chain, cycle, groupby, pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
-from torch.nn.functional import cross_entropy
 
 import sample
 from configurator import configure, fail, run_script, write_json, written
-from model import Sampling, count_parameters, held_out_bound, hide, pad, parts, peak_memory_gb
+from model import Sampling, count_parameters, held_out_bound, pad, parts, peak_memory_gb
 from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
 
-out_dir = "out"        # where train.py left its checkpoints and the evaluation goes
+out_dir = "out"        # where the checkpoints are and the evaluation goes
 checkpoint = ""        # a checkpoint's path; empty: best.pt in out_dir
-book = ""              # the prepared book; empty: the checkpoint's, or the one prepared last
-split = "test"         # held-out text for the likelihood and the prompts {test, val}
+book = ""              # the prepared book; empty: the checkpoint's, or the last one prepared
+split = "test"         # held-out text for likelihood and prompts {test, val}
 device = ""            # cpu, cuda, mps; empty: a GPU if there is one
 seed = 0               # of every random draw [0, 2000000000]
 points = 0             # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
 left_to_right = False  # also exact likelihoods, a call per token: left to right, and in the sampler's order
-compare = ""           # other out_dirs (or checkpoints) to put beside this one, with commas
-control = ""           # another book: its style should not pass for this one's
+compare = ""           # other out_dirs or checkpoints to put beside this one, with commas
+control = ""           # another book, whose style should not pass for this one's
 prompts = ""           # a file of prompts, one a line; empty: openings of held-out sentences
 n_prompts = 8          # how many prompts [1, ...)
 n_seeds = 3            # texts per prompt [1, ...)
 max_tokens = 100       # tokens per text, less where the model's context is short [8, ...)
-sampling = Sampling()  # how samples are drawn, as in sample.py: --steps=50, --block_size=16
-text1 = ""             # with text2: only print the similarity of two texts (or files)
+sampling = Sampling()  # as in sample.py: --steps=50, --block_size=16
+text1 = ""             # with text2: only print how alike two texts (or files) are
 text2 = ""             # the other text
 
 NGRAM_ORDER = 4  # on one book a fifth token gains nothing
 RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)  # mask rates of the masked perplexity
 MASK_DRAWS = 4  # masks per sequence and rate
-COPIED = 8  # tokens; a run this long that stands in the training text is a copy
+COPIED = 8  # tokens; a run of so many from the training text is a copy
 REPLICATES = 200  # bootstrap samples of the book's style
-RUN = 8  # neighbouring passages in them, about a scene
+RUN = 8  # neighbouring passages in them: a scene
 
 
 # ---- an n-gram model
 
 class NGram:
     """Interpolated Kneser-Ney (Chen and Goodman 1999, sec. 2.7) of ids 0 .. vocab-1, down to the uniform
-    distribution; an order's discount is n1 / (n1 + 2·n2) (Ney et al. 1994). Lower orders, which predict a
-    sequence's first tokens, count distinct left neighbours, the beginning being one. NLTK's differs in the
-    discount alone, and takes 24 ms a token."""
+    distribution, with discounts n1 / (n1 + 2·n2) (Ney et al. 1994). Lower orders, which predict a sequence's
+    first tokens, count distinct left neighbours, its beginning being one. (NLTK's takes 24 ms a token.)"""
 
     def __init__(self, order, vocab, sequences):
         self.vocab, self.tables = vocab, []  # discount, counts, by context their sum and number
@@ -80,17 +77,17 @@ class NGram:
 
     def nats(self, tokens):
         """-log p of each token given those before it, float64."""
-        result = np.empty(len(tokens))
-        for i in range(len(tokens)):
+        result = []
+        for i, token in enumerate(tokens):
             p = 1 / self.vocab
             for k, (discount, counts, total, distinct) in enumerate(self.tables[:i + 1]):
-                gram = tuple(tokens[i - k:i + 1])
-                context = gram[:-1]
+                context = tuple(tokens[i - k:i])
                 if context not in total:  # nor any longer one
                     break
-                p = (max(counts[gram] - discount, 0) + discount * distinct[context] * p) / total[context]
-            result[i] = -math.log(p)
-        return result
+                seen = max(counts[*context, token] - discount, 0)
+                p = (seen + discount * distinct[context] * p) / total[context]
+            result.append(-math.log(p))
+        return np.array(result)
 
 
 # ---- measures of a text
@@ -100,7 +97,7 @@ PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff
 
 
 def passages_of(text, length):
-    """Consecutive passages of `length` words, or a few more where a piece has several; no rest."""
+    """Consecutive passages of `length` words, or a few more where a piece has several."""
     passages, begin, count = [], 0, 0
     for piece in PIECE.finditer(text):
         count += len(words_of(piece[0]))
@@ -115,7 +112,7 @@ def ngrams(items, n):
 
 
 def mean(values):
-    """Of numbers or truths; None of none."""
+    """None of none."""
     return np.mean(values) if len(values) else None
 
 
@@ -130,7 +127,7 @@ def mattr(words, window=50):
 
 def mtld(words, threshold=0.72):
     """Words per stretch in which the type-token ratio falls to the threshold, mean of both directions
-    (McCarthy and Jarvis 2010); infinite without repetition."""
+    (McCarthy and Jarvis 2010)."""
     def one_way(words):
         factors, seen, count = 0.0, set(), 0
         for word in words:
@@ -145,32 +142,32 @@ def mtld(words, threshold=0.72):
 
 
 def burrows_delta(first, second, spread):
-    """Mean distance of relative frequencies (W,) in standard deviations `spread` (W,), over words that vary
-    (Burrows 2002; this form: Argamon 2008)."""
+    """Mean distance of frequencies (W,) in standard deviations `spread` (W,), over words that vary (Burrows
+    2002; this form: Argamon 2008)."""
     varies = spread > 0
     return np.mean(np.abs(first - second)[varies] / spread[varies])
 
 
 def jensen_shannon(p, q):
-    """Distance of two count vectors, 0 (the same distribution) to 1 (nothing in common, or none in one)."""
+    """Distance of two vectors of counts, from 0 (proportional) to 1 (nothing in common, or none in one)."""
     from scipy.spatial.distance import jensenshannon
     return jensenshannon(p, q, base=2) if np.any(p) and np.any(q) else 1.0
 
 
 def distinct_n(texts, n):
-    """Distinct n-grams per n-gram over all texts (lists of words) (Li et al., 1510.03055), or None."""
+    """Distinct n-grams per n-gram of all texts, lists of words (Li et al., 1510.03055), or None."""
     grams = [gram for words in texts for gram in ngrams(words, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def repetition(texts, n=4):
-    """Share of n-grams that their own text has had before, or None."""
+    """Share of n-grams that their text has had before, or None."""
     grams = [ngrams(words, n) for words in texts]
     return 1 - sum(len(set(g)) for g in grams) / sum(map(len, grams)) if any(grams) else None
 
 
 def entropy(texts):
-    """Bits per word of the distribution of words over all texts, or None."""
+    """Of the distribution of all texts' words, in bits, or None."""
     from scipy.stats import entropy
     counts = [*Counter(chain(*texts)).values()]
     return entropy(counts, base=2) if counts else None
@@ -185,24 +182,24 @@ def self_bleu(texts):
 
 
 def as_characters(ids):
-    """Token ids as a str, in which `in` finds runs of them."""
+    """Token ids as a str, where `in` finds runs."""
     return "".join(map(chr, ids))
 
 
 def match_lengths(ids, source):
     """How many tokens from each position of ids on stand in source, both `as_characters`."""
-    lengths, length = [], 0
+    lengths, end = [], 0
     for i in range(len(ids)):
-        length = max(length - 1, 0)  # what matched from i-1 matches from i, one shorter
-        while i + length < len(ids) and ids[i:i + length + 1] in source:
-            length += 1
-        lengths.append(length)
+        end = max(i, end)  # what matched from i-1 matches from i
+        while end < len(ids) and ids[i:end + 1] in source:
+            end += 1
+        lengths.append(end - i)
     return lengths
 
 
 def memorization(texts, source, decode):
     """What texts (lists of ids) copy from source (ids): the longest run, the share of tokens in runs of
-    COPIED and more, and by n the share of n-grams that source does not have."""
+    COPIED and more, and the share of n-grams that source lacks."""
     source = as_characters(source)
     runs = [(text, i, n) for text, ids in enumerate(texts)
             for i, n in enumerate(match_lengths(as_characters(ids), source))]
@@ -210,36 +207,35 @@ def memorization(texts, source, decode):
     copied = {(text, j) for text, i, n in runs if n >= COPIED for j in range(i, i + n)}
     novelty = {str(n): mean([run < n for text, i, run in runs if i + n <= len(texts[text])])
                for n in range(2, 17)}
-    return {"longest_run_tokens": longest, "longest_run_text": decode(texts[text][begin:begin + longest]),
-            "copied_share": len(copied) / len(runs), "tokens": len(runs), "novelty": novelty}
+    return dict(longest_run_tokens=longest, longest_run_text=decode(texts[text][begin:begin + longest]),
+                copied_share=len(copied) / len(runs), tokens=len(runs), novelty=novelty)
 
 
 # ---- style
 
-STYLE = {  # label, unit, what is best: ↔ inside the book's own range, or ↓ low, a distance from the book
-    "sentence_length": ("Sentence length, mean", "words", "↔"),
-    "sentence_spread": ("Sentence length, standard deviation", "words", "↔"),
-    "sentence_profile": ("Sentence lengths", "distance, 0–1", "↓"),
-    "type_token_ratio": ("Type-token ratio", "distinct words per word", "↔"),
-    "mattr": ("Moving-average type-token ratio", "distinct words per word, windows of 50", "↔"),
-    "mtld": ("MTLD", "words per factor", "↔"),
-    "yules_k": ("Yule's K", "repeated pairs per 10,000", "↔"),
-    "coverage": ("Words that the rest of the book uses", "share of words", "↔"),
-    "punctuation": ("Punctuation", "marks per word", "↔"),
-    "delta": ("Burrows's Delta, top 150 words", "standard deviations", "↓"),
-    "character_profile": ("Groups of three characters", "distance, 0–1", "↓"),
+STYLE = dict(  # label, unit, what is best: ↔ inside the book's own range, or ↓ low, a distance from the book
+    sentence_length=("Sentence length, mean", "words", "↔"),
+    sentence_spread=("Sentence length, standard deviation", "words", "↔"),
+    sentence_profile=("Sentence lengths", "distance, 0–1", "↓"),
+    type_token_ratio=("Type-token ratio", "distinct words per word", "↔"),
+    mattr=("Moving-average type-token ratio", "distinct words per word, windows of 50", "↔"),
+    mtld=("MTLD", "words per factor", "↔"),
+    yules_k=("Yule's K", "repeated pairs per 10,000", "↔"),
+    coverage=("Words that the rest of the book uses", "share of words", "↔"),
+    punctuation=("Punctuation", "marks per word", "↔"),
+    delta=("Burrows's Delta, top 150 words", "standard deviations", "↓"),
+    character_profile=("Groups of three characters", "distance, 0–1", "↓"),
     # the rest know English alone
-    "flesch_kincaid": ("Flesch-Kincaid", "school grade", "↔"),
-    "gunning_fog": ("Gunning Fog", "school years", "↔"),
-    "function_words": ("Function words", "share of words", "↔"),
-    "function_profile": ("Choice of function words", "distance, 0–1", "↓"),
-    "tag_profile": ("Order of parts of speech", "distance, 0–1", "↓"),
-    "chunk_profile": ("Shapes of phrases", "distance, 0–1", "↓"),
-}
+    flesch_kincaid=("Flesch-Kincaid", "school grade", "↔"),
+    gunning_fog=("Gunning Fog", "school years", "↔"),
+    function_words=("Function words", "share of words", "↔"),
+    function_profile=("Choice of function words", "distance, 0–1", "↓"),
+    tag_profile=("Order of parts of speech", "distance, 0–1", "↓"),
+    chunk_profile=("Shapes of phrases", "distance, 0–1", "↓"))
 
 
 def parsed(text):
-    """(lists of part-of-speech tags by sentence, phrases as "NP DT JJ NN") from TextBlob's lexicon."""
+    """(each sentence's part-of-speech tags, phrases as "NP DT JJ NN") from TextBlob's lexicon."""
     from textblob.en import parse
     sentences, phrases = [], []
     for line in parse(text).split("\n"):
@@ -261,23 +257,23 @@ def traits(text, punkt, english):
                if (n := len(words_of(sentence)))]
     marks = len(re.findall(r"[^\w\s]", text)) - len(re.findall(r"\W", "".join(words)))
     numbers = {"punctuation": marks / len(words)}
-    profiles = {"words": Counter(words), "sentence_profile": Counter(str(n // 4) for n in lengths),
-                "character_profile": Counter(ngrams(text.lower(), 3))}
+    profiles = dict(words=Counter(words), sentence_profile=Counter(str(n // 4) for n in lengths),
+                    character_profile=Counter(ngrams(text.lower(), 3)))
     if english:
         import textstat
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
         tags, phrases = parsed(text)
         function_words = Counter(word for word in words if word in ENGLISH_STOP_WORDS)
-        numbers |= {"flesch_kincaid": textstat.flesch_kincaid_grade(text),
-                    "gunning_fog": textstat.gunning_fog(text),
-                    "function_words": function_words.total() / len(words)}
-        profiles |= {"function_profile": function_words, "chunk_profile": Counter(phrases),
-                     "tag_profile": Counter(chain(*map(pairwise, tags)))}
+        numbers |= dict(flesch_kincaid=textstat.flesch_kincaid_grade(text),
+                        gunning_fog=textstat.gunning_fog(text),
+                        function_words=function_words.total() / len(words))
+        profiles |= dict(function_profile=function_words, chunk_profile=Counter(phrases),
+                         tag_profile=Counter(chain(*map(pairwise, tags))))
     return words, lengths, numbers, profiles
 
 
 class Passages:
-    """The traits of texts, the first n of which are a book's passages; `rows` are indices of texts."""
+    """The traits of texts, the first n of which are the book's; `rows` are indices of texts."""
 
     def __init__(self, texts, n, english):
         from nltk.tokenize.punkt import PunktSentenceTokenizer
@@ -294,18 +290,18 @@ class Passages:
         return {name: np.asarray(table[rows].sum(0))[0] for name, table in self.tables.items()}
 
     def measure(self, rows):
-        """({measure: value}, relative frequencies of the top words here and in the rest of the book)"""
+        """{measure: value}, relative frequencies of the top words here and in the rest of the book."""
         words, lengths = ([x for i in rows for x in lists[i]] for lists in (self.words, self.lengths))
         here, rest = self.sums(rows), self.book
         if rows[0] < self.n:  # not compared with itself
             rest = {name: counts - here[name] for name, counts in rest.items()}
-        values = {"sentence_length": np.mean(lengths), "sentence_spread": np.std(lengths),
-                  "type_token_ratio": type_token_ratio(words), "mattr": mattr(words),
-                  "mtld": min(mtld(words), 1e6), "yules_k": yules_k(words),
-                  "coverage": here["words"][rest["words"] > 0].sum() / len(words)}
+        values = dict(sentence_length=np.mean(lengths), sentence_spread=np.std(lengths),
+                      type_token_ratio=type_token_ratio(words), mattr=mattr(words),
+                      mtld=min(mtld(words), 1e6), yules_k=yules_k(words),
+                      coverage=here["words"][rest["words"] > 0].sum() / len(words))
         values |= {name: np.mean([self.numbers[i][name] for i in rows]) for name in self.numbers[0]}
         values |= {name: jensen_shannon(here[name], rest[name]) for name in here if name != "words"}
-        return values, here["words"][self.top] / len(words), rest["words"][self.top] / rest["words"].sum()
+        return values, *(counts["words"][self.top] / counts["words"].sum() for counts in (here, rest))
 
     def sentence_lengths(self, rows):
         """Shares of sentences of 1-5, 6-10, ... words, the last 76 and more."""
@@ -317,10 +313,9 @@ def style(of_book, groups, english):
     """Are groups {name: K passages} inside the variation of the book's own passages, of the same length?
 
     Draws of K of these in runs of neighbours (a block bootstrap, Künsch 1989; without replacement, for what
-    comes twice looks repetitive) show how each measure varies where the style is the book's by definition;
-    profiles and coverage are against the rest of the book. `range` holds 95 % of the draws. `deviation` is in
-    their standard deviations (upwards alone for a distance), `distance` its root mean square over the
-    measures; 99 of 100 draws stay under `limit`.
+    comes twice looks repetitive) show how each measure varies within the book; profiles and coverage are
+    against its rest. `range` holds 95 % of the draws. `deviation` is in their standard deviations (upwards
+    alone for a distance), `distance` its root mean square; 99 of 100 draws stay under `limit`.
     """
     n, size, rng = len(of_book), len(groups["held_out"]), np.random.default_rng(seed)
     passages = Passages([*of_book, *chain(*groups.values())], n, english)
@@ -344,11 +339,11 @@ def style(of_book, groups, english):
                 for group, value, deviation in zip(groups, column[REPLICATES:], z[REPLICATES:])}
     distances = [np.sqrt(np.mean(np.square(z))) for z in zip(*deviations)]
     limit, distance = np.quantile(distances[:REPLICATES], 0.99), dict(zip(groups, distances[REPLICATES:]))
-    return {"passages": size, "words_per_passage": len(passages.words[0]), "limit": limit,
-            "distance": distance, "measures": measures,
-            "in_style": {group: bool(value <= limit) for group, value in distance.items()},
-            "sentence_lengths": {group: passages.sentence_lengths(rows)
-                                 for group, rows in zip(("book", *groups), (range(n), *others))}}
+    return dict(
+        passages=size, words_per_passage=len(passages.words[0]), limit=limit, distance=distance,
+        measures=measures, in_style={group: bool(value <= limit) for group, value in distance.items()},
+        sentence_lengths={group: passages.sentence_lengths(rows)
+                          for group, rows in zip(("book", *groups), (range(n), *others))})
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
@@ -365,7 +360,7 @@ def measure_style(train_text, held_out_text, completions, english, notes):
     if length < 25 or size < 4:
         counts = ", ".join(f"{len(group)} {GROUPS[name]}" for name, group in groups.items())
         notes.append("Style is not measured: it wants four texts of 25 words from each source and sixteen "
-                     f"of the book; here, of {length} words, are {counts} and {len(of_book)} of the book.")
+                     f"of the book; of {length} words there are {counts} and {len(of_book)} of the book.")
         return None
     groups = {name: spread(group, size) for name, group in groups.items()}
     mixed = np.random.default_rng(seed).permutation(PIECE.findall(" ".join(groups["held_out"])))
@@ -381,8 +376,8 @@ def spread(items, n):
 # ---- similarity and diversity
 
 class Similarity:
-    """Similarity of texts, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD, learnt from the
-    book (Deerwester et al. 1990); lexical, shared words of all words (Jaccard); syntactic, 1 - Jensen-Shannon
+    """Of texts, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD, learnt from the book
+    (Deerwester et al. 1990); lexical, shared words of all words (Jaccard); syntactic, 1 - Jensen-Shannon
     distance of parts of speech (English only); combined, their mean."""
 
     def __init__(self, texts, english):
@@ -394,43 +389,43 @@ class Similarity:
         with threadpool_limits(1):  # the same sums in the same order on any number of cores
             self.svd = TruncatedSVD(max(1, min(100, min(table.shape) - 1)), random_state=0).fit(table)
 
-    def between(self, first, second):
+    def between(self, *both):
         """Two lists of texts -> {respect: (len(first), len(second)) array}"""
         from scipy.spatial.distance import cdist
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.metrics.pairwise import cosine_similarity
-        a, b = ([set(words_of(text)) for text in texts] for texts in (first, second))
-        vectors = (self.svd.transform(self.tfidf.transform(texts)) for texts in (first, second))
-        result = {"semantic": cosine_similarity(*vectors).clip(0, 1),
-                  "lexical": np.array([[len(x & y) / max(len(x | y), 1) for y in b] for x in a])}
+        a, b = ([set(words_of(text)) for text in texts] for texts in both)
+        vectors = (self.svd.transform(self.tfidf.transform(texts)) for texts in both)
+        result = dict(semantic=cosine_similarity(*vectors).clip(0, 1),
+                      lexical=np.array([[len(x & y) / max(len(x | y), 1) for y in b] for x in a]))
         if self.english:
             tags = DictVectorizer(sparse=False).fit_transform(
-                [Counter(chain(*parsed(text)[0])) for text in (*first, *second)])
-            result["syntactic"] = 1 - cdist(*np.split(tags, [len(first)]), jensen_shannon)
+                [Counter(chain(*parsed(text)[0])) for text in chain(*both)])
+            result["syntactic"] = 1 - cdist(tags[:len(a)], tags[len(a):], jensen_shannon)
         return result | {"combined": np.mean([*result.values()], axis=0)}
 
 
 def diversity(texts, prompts, alike):
     """How different texts are from one another; prompts: one for each text."""
-    words, among = [words_of(text) for text in texts], alike.between(texts, texts)["combined"]
+    words, among = [*map(words_of, texts)], alike.between(texts, texts)["combined"]
     others = ~np.eye(len(texts), dtype=bool)
-    return {"pairwise_similarity": mean(among[others]),
-            "same_prompt_similarity": mean(among[others & np.equal.outer(prompts, prompts)]),
-            "self_bleu": self_bleu(words), "entropy": entropy(words), "repetition": repetition(words),
-            **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3, 4)}}
+    return dict(pairwise_similarity=mean(among[others]),
+                same_prompt_similarity=mean(among[others & np.equal.outer(prompts, prompts)]),
+                self_bleu=self_bleu(words), entropy=entropy(words), repetition=repetition(words),
+                **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3, 4)})
 
 
 # ---- likelihood
 
 def chop(examples, block_size):
-    """Lists of ids -> nearly equal pieces of at most block_size"""
+    """Lists of ids, in nearly equal pieces of at most block_size"""
     return [ids[a:b] for ids in examples for a, b in parts(0, len(ids), block_size)]
 
 
 def bits_per_byte(nats, sizes):
     """(ratio, its standard error) from nats and bytes per sequence, both (N,): a ratio estimator's (Cochran
-    1977, sec. 2.11), with the noise of random masks, as if neighbours were independent; None for one."""
-    nats, sizes = np.asarray(nats, float), np.asarray(sizes, float)
+    1977, sec. 2.11), of text and masks, as if neighbours were independent; None for one."""
+    nats, sizes = np.array(nats, float), np.array(sizes, float)
     n, ratio = len(nats), nats.sum() / sizes.sum()
     squares = np.square(nats - ratio * sizes).sum()
     error = math.sqrt(n / (n - 1) * squares) / sizes.sum() / math.log(2) if n > 1 else None
@@ -439,25 +434,25 @@ def bits_per_byte(nats, sizes):
 
 @torch.no_grad()
 def masked_perplexity(model, sequences, seed):
-    """{rate: exp of the mean -log p of masked tokens}: not a likelihood, for the model sees the rest."""
+    """{rate: exp of the mean -log p of masked tokens}"""
     generator = torch.Generator().manual_seed(seed)
     nats, count = torch.zeros(len(RATES), dtype=torch.float64), torch.zeros(len(RATES))
     for tokens in sequences:
         k = torch.tensor([max(1, round(rate * len(tokens))) for rate in RATES for _ in range(MASK_DRAWS)])
         rows, noise = tokens.expand(len(k), -1), torch.rand(len(k), len(tokens), generator=generator)
-        hidden = hide(torch.ones_like(noise, dtype=torch.bool), k, noise)
+        hidden = noise.argsort(1).argsort(1) < k[:, None]
         masked = rows.masked_fill(hidden, model.config.mask_id)
         logits = model(masked.to(model.device), hidden.to(model.device)).cpu().double()
         rate = hidden.nonzero()[:, 0] // MASK_DRAWS
-        nats.index_add_(0, rate, cross_entropy(logits, rows[hidden], reduction="none"))
+        nats.index_add_(0, rate, torch.nn.functional.cross_entropy(logits, rows[hidden], reduction="none"))
         count += rate.bincount()
     return dict(zip(map(str, RATES), (nats / count).exp().tolist()))
 
 
 @torch.no_grad()
 def ordered_nats(model, sequences, order, block_size, advance=lambda step: None):
-    """(N,) -log p of 1-d tensors unmasked a token at a time, in blocks from left to right and within these in
-    the sampler's `order` (but for its ties): exact, for what comes next depends only on what has come."""
+    """(N,) -log p of 1-d tensors unmasked a token at a time, block by block, and in each in the sampler's
+    `order` (but for its ties): exact, for what comes next depends only on what has come."""
     config, size = model.config, max(1, 8192 // max(map(len, sequences)))
     total, generator = torch.zeros(len(sequences), dtype=torch.float64), torch.Generator().manual_seed(seed)
     for begin in range(0, len(sequences), size):
@@ -481,15 +476,15 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
 
 
 def likelihood(model, sequences, sizes, seed, advance):
-    """(evaluation.json's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The ten
-    `bits_per_token_by_mask_rate` average to the bound, in bits per token. The twin's likelihood is exact."""
+    """(evaluation.json's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The mean of the
+    ten `bits_per_token_by_mask_rate` is the bound."""
     advance("the bound on held-out text")
     exact, masks = model.config.causal, points or 10 * math.ceil(200 / len(sequences))
     bound = held_out_bound(model, sequences, masks, seed)
     nats, tokens = bound.per_sequence, int(bound.length.sum())
-    result = {"perplexity": math.exp(nats.sum() / tokens), "exact": exact, "tokens": tokens,
-              "bytes": sum(sizes), "sequences": len(sequences), "masks_of_each": 0 if exact else masks,
-              "masked_perplexity": None, "bits_per_token_by_mask_rate": None}
+    result = dict(perplexity=math.exp(nats.sum() / tokens), exact=exact, tokens=tokens, bytes=sum(sizes),
+                  sequences=len(sequences), masks_of_each=0 if exact else masks, masked_perplexity=None,
+                  bits_per_token_by_mask_rate=None)
     found = {"": nats, "left_to_right_": nats if exact else None, "sampler_order_": None}
     if not exact:
         weighted = (bound.nats * bound.length[:, None] / bound.k).unflatten(1, (10, -1)).mean(2)
@@ -507,9 +502,9 @@ def likelihood(model, sequences, sizes, seed, advance):
 
 
 def compressor(train, held_out):
-    """(name, bits per byte) of the better of two compressors: what held-out bytes add to training bytes."""
-    programs = {"xz": partial(lzma.compress, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
-                "bzip2": bz2.compress}
+    """(name, bits per byte) of the better of two: what held-out bytes add to training bytes."""
+    programs = dict(xz=partial(lzma.compress, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
+                    bzip2=bz2.compress)
     added = {name: len(pack(train + held_out)) - len(pack(train)) for name, pack in programs.items()}
     best = min(added, key=added.get)
     return best, 8 * added[best] / len(held_out)
@@ -520,10 +515,10 @@ def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
     _, ngram = tables = [NGram(order, n_text, train) for order in (1, NGRAM_ORDER)]
     unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
     program, cost = compressor(train_bytes, held_bytes)
-    floor = {"unigram_bits_per_byte": bits_per_byte(unigram_nats, sizes)[0],
-             "ngram_bits_per_byte": bits_per_byte(nats, sizes)[0], "ngram_order": NGRAM_ORDER,
-             "compressor_bits_per_byte": cost, "compressor": program,
-             "unigram_bits_per_token": unigram_nats.sum() / sum(map(len, pieces)) / math.log(2)}
+    floor = dict(unigram_bits_per_byte=bits_per_byte(unigram_nats, sizes)[0],
+                 ngram_bits_per_byte=bits_per_byte(nats, sizes)[0], ngram_order=NGRAM_ORDER,
+                 compressor_bits_per_byte=cost, compressor=program,
+                 unigram_bits_per_token=unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))
     return floor, ngram, nats
 
 
@@ -541,11 +536,11 @@ def prepared(name):
 
 
 def open_book(path, saved):
-    """A checkpoint's prepared book: `train`, `held_out` by split (lists of ids each), and their texts;
-    `openings` of the split's sentences. fail() where it is gone or differs from what was trained on."""
+    """A checkpoint's book: examples (lists of ids) to `train` on and `held_out` by split, their texts, the
+    `openings` of the split's sentences; fail() where it is gone or differs from what was trained on."""
     training, then = saved.get("training", {}), "prepare the book as it was then, or train again"
     folder, streams, texts = prepared(book or training.get("dataset")), {}, {True: "", False: ""}
-    if json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) != saved["tokenizer"]:
+    if json.loads((folder / "tokenizer.json").read_bytes()) != saved["tokenizer"]:
         fail(f"{folder} was prepared with another vocabulary than {path} was trained with: {then}")
     for stream in ("stage3_train", "val", "test"):
         raw = (folder / f"{stream}.bin").read_bytes()
@@ -573,12 +568,12 @@ def opening_of(sentence):
 
 
 def choose_prompts(openings, tokenizer, context, notes):
-    """n_prompts of the openings, drawn by chance, or the first of a file of prompts."""
+    """n_prompts of the openings, by chance, or the first of a file."""
     if prompts:
         lines = map(str.strip, read_book(prompts)[0].splitlines())
         return [f"{line} " for line in lines if line][:n_prompts]
     if not openings:
-        notes.append("No held-out sentence has ten words: the samples are written without a prompt.")
+        notes.append("No held-out sentence has ten words: samples are written without a prompt.")
     drawn = np.random.default_rng(seed).permutation(len(openings))[:n_prompts]
     # where no spaces are written six "words" may be long
     cut = [tokenizer.encode(openings[i])[:context // 2] for i in sorted(drawn)]
@@ -586,7 +581,7 @@ def choose_prompts(openings, tokenizer, context, notes):
 
 
 def write_samples(model, tokenizer, chosen):
-    """(samples, speed): n_seeds texts for each prompt at once; then one alone, for its time."""
+    """(samples, speed): n_seeds texts for each prompt at once; one again, alone, for its time."""
     jobs, context = [], model.config.block_size
     for prompt in chosen:
         words, first = prompt.rstrip(), seed + len(jobs)
@@ -605,24 +600,23 @@ def write_samples(model, tokenizer, chosen):
     except ValueError as error:
         fail(error)
     tokens, seconds, steps = (sum(s[key] for s in samples) for key in ("tokens", "seconds", "steps"))
-    return samples, {"device": str(model.device), "texts": len(samples),
-                     "calls_per_text": steps / len(samples),
-                     "tokens_per_second": tokens / seconds, "one_text_seconds": one["seconds"],
-                     "one_text_tokens_per_second": one["tokens"] / one["seconds"],
-                     "memory_gb": peak_memory_gb(model.device)}
+    return samples, dict(device=str(model.device), texts=len(samples), calls_per_text=steps / len(samples),
+                         tokens_per_second=tokens / seconds, one_text_seconds=one["seconds"],
+                         one_text_tokens_per_second=one["tokens"] / one["seconds"],
+                         memory_gb=peak_memory_gb(model.device))
 
 
 def look_at(samples, source, ngram, tokenizer, notes):
     """({"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, {group: texts})
-    of samples and as many and as long held-out passages, or, where there are none, of samples alone."""
+    of samples and, if there are any, as many held-out passages as long."""
     lengths = [len(s["ids"]) for s in samples]
-    passages = [ids for ids in chop(source.held_out["val"] + source.held_out["test"], max(lengths))
-                if len(ids) >= min(lengths)]
+    passages = chop(chain(*source.held_out.values()), max(lengths))
+    passages = [ids for ids in passages if len(ids) >= min(lengths)]
     n = min(len(passages), len(samples))
     kept = spread(samples, n or len(samples))
     if n < len(samples):
-        notes.append(f"Held-out text makes only {n} passages as long as the samples: they are compared with "
-                     f"{len(kept)} of {len(samples)} samples.")
+        notes.append(f"Held-out text makes only {n} passages as long as the samples, compared with "
+                     f"{len(kept)} of these {len(samples)}.")
     groups = {"generated": ([s["ids"] for s in kept], [s["prompt"] for s in kept])}
     if n:
         groups["held_out"] = spread(passages, n), range(n)
@@ -630,28 +624,21 @@ def look_at(samples, source, ngram, tokenizer, notes):
     length = int(np.median([len(words_of(text)) for text in texts["generated"]]))
     of_book = passages_of(source.train_text, max(20, length)) or [source.train_text]
     alike, some = Similarity(of_book, source.english), spread(of_book, 100)
-    found = {"similarity": {}, "diversity": {}, "memorization": {}, "judged": {}}
+    found = dict(similarity={}, diversity={}, memorization={}, judged={})
     for group, (lists, prompts) in groups.items():
         near = alike.between(texts[group], some)
         found["similarity"][group] = {respect: values.mean() for respect, values in near.items()}
         found["diversity"][group] = varied = diversity(texts[group], prompts, alike)
         found["memorization"][group] = memorization(lists, chain(*source.train), tokenizer.decode)
         nats = np.mean(np.concatenate([*map(ngram.nats, lists)]))
-        found["judged"][group] = {"ngram_perplexity": math.exp(nats), "twin_perplexity": None,
-                                  "entropy": varied["entropy"], "repetition": varied["repetition"]}
+        found["judged"][group] = dict(ngram_perplexity=math.exp(nats), twin_perplexity=None,
+                                      entropy=varied["entropy"], repetition=varied["repetition"])
     return found, texts
 
 
-class Evaluated(NamedTuple):
-    """A checkpoint's evaluation, and what comparing it with others needs."""
-    result: dict  # as in evaluation.json
-    model: torch.nn.Module
-    tokenizer: object
-    nats: np.ndarray  # (N,) the bound on -log p of each held-out piece,
-    sizes: list  # its bytes,
-    example: list  # and which example it is a part of
-    held_bytes: bytes  # all of them
-    texts: dict  # of each group
+# evaluation.json's content, and for comparing it with others, of each held-out piece, the bound on -log p,
+# its size in bytes and the example that it is cut from, (N,) each; all bytes; {group: texts}
+Evaluated = namedtuple("Evaluated", "result model tokenizer nats sizes example held_bytes texts")
 
 
 def evaluate_checkpoint(path, advance):
@@ -662,9 +649,9 @@ def evaluate_checkpoint(path, advance):
                             for piece in chop([ids], context)))
     sizes = [len(tokenizer.decode_bytes(ids)) for ids in pieces]
     doubts = {
-        f"The held-out text is only {len(pieces)} sequences, {sum(sizes)} bytes: its standard error is itself "
+        f"Held-out text is only {len(pieces)} sequences, {sum(sizes)} bytes: its standard error is itself "
         "uncertain.": len(pieces) < 10,
-        "The checkpoint does not record its training data: whether held-out text was among it is unknown.":
+        "The checkpoint does not record its training data: held-out text may have been among it.":
             not training.get("data"),
         "The book is not in English: readability, function words, parts of speech and phrases are not "
         "measured.": not source.english}
@@ -688,18 +675,18 @@ def evaluate_checkpoint(path, advance):
     stages, at = training.get("knobs", {}).get("stages", []), (training.get("stage") or 1) - 1
     course = training | next(iter(stages[at:]), {})  # how far the run had come, and how its stage masks
     known = "step", "epoch", "stage", "val_bits_per_byte", "mask_rate", "replay"
-    result = {"checkpoint": str(path), "book": source.name, "title": source.title, "split": split,
-              "seed": seed, "parameters": count_parameters(model.config)["total"],
-              "causal": model.config.causal, "trained": {key: course.get(key) for key in known},
-              "likelihood": figures, "baselines": floor, "style": styled, **looked, "speed": speed,
-              "sampling": vars(sampling) | {"max_tokens": max_tokens},
-              "samples": [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples],
-              "notes": notes}
+    result = dict(
+        checkpoint=str(path), book=source.name, title=source.title, split=split, seed=seed,
+        parameters=count_parameters(model.config)["total"], causal=model.config.causal,
+        trained={key: course.get(key) for key in known}, likelihood=figures, baselines=floor, style=styled,
+        **looked, speed=speed, sampling=vars(sampling) | {"max_tokens": max_tokens},
+        samples=[{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples],
+        notes=notes)
     return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
 
 
 def compare_all(found):
-    """Let the first causal checkpoint judge everyone's texts, and set costs against the first of all."""
+    """Let the first causal checkpoint judge all texts, and set costs against the first of all."""
     twin = next((e for e in found if e.result["causal"]), None)
     for e in found:
         for group, texts in e.texts.items() if twin else ():
@@ -713,7 +700,7 @@ def compare_all(found):
 
 def paired(*both):
     """(bits per byte by which one costs more than the other, its standard error) over the same pieces, or,
-    where a vocabulary or context cuts others, over the examples they are cut from."""
+    where these differ, the same examples."""
     (nats, sizes), (others, same) = ((e.nats, e.sizes) for e in both)
     if not np.array_equal(sizes, same):
         (nats, sizes), (others, same) = ([np.bincount(e.example, values) for values in (e.nats, e.sizes)]
@@ -727,7 +714,7 @@ def paired(*both):
 
 def summarise(result):
     """{"good", "bad", "next"}: lists of sentences."""
-    found = {"good": [], "bad": [], "next": []}
+    found = dict(good=[], bad=[], next=[])
     said = chain(*(on(result) for on in (on_prediction, on_copying, on_style, on_variety)))
     for kind, sentence in dict.fromkeys(said):
         found[kind].append(sentence)
@@ -753,30 +740,31 @@ def on_prediction(result):
         yield "bad", f"{facts} predicts about as well as the table."
     if bits < 0.75:
         yield "bad", (f"{bits:.2f} bits a byte is too good to be true for a model of one book: "
-                      "the held-out text was probably among its training text.")
-        yield "next", "Prepare the book afresh and train again before you believe any other number here."
+                      "it was probably trained on held-out text.")
+        yield "next", "Prepare the book and train again before you believe any other number here."
     rates, alone = like["bits_per_token_by_mask_rate"], floor["unigram_bits_per_token"]
     if rates and rates[-1] > alone + 0.05 and bits < unigram:
-        yield "bad", ("With nine tenths of a text hidden, as when it begins to write, it predicts worse than "
-                      f"word frequencies ({rates[-1]:.1f} against {alone:.1f} bits per token).")
+        yield "bad", ("With nine tenths hidden, as when it begins to write, it predicts worse than word "
+                      f"frequencies ({rates[-1]:.1f} against {alone:.1f} bits per token).")
         high, replay = (trained["mask_rate"] or [0, 0])[1], trained["replay"] or 0.0
         if high < 0.9 and replay < 0.5:
             yield "next", (f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
-                           "so that it keeps seeing all mask rates.")
+                           "to keep showing it every mask rate.")
         else:
             other = "with a larger model" if result["sampling"]["block_size"] else "sample by --block_size=16"
             yield "next", f"It was shown every mask rate: train longer, or {other}."
 
 
 def on_copying(result):
-    none = {"copied_share": 0.0, "longest_run_tokens": 0}
-    mine, human = (result["memorization"].get(group, none) for group in ("generated", "held_out"))
-    if human["longest_run_tokens"] >= 50:
-        yield "bad", (f"Held-out text shares {human['longest_run_tokens']} tokens in a row with the training "
-                      "text: the book repeats itself, or the split leaks.")
-    facts = (f"{mine['copied_share']:.0%} of its text is in copied runs of {COPIED} tokens or more ("
-             f"{human['copied_share']:.0%} of held-out text); the longest has {mine['longest_run_tokens']}.")
-    if mine["copied_share"] > 2 * human["copied_share"] + 0.1:
+    none, found = {"copied_share": 0.0, "longest_run_tokens": 0}, result["memorization"]
+    (mine, longest), (human, shared) = ([found.get(group, none)[key] for key in none]
+                                        for group in ("generated", "held_out"))
+    if shared >= 50:
+        yield "bad", (f"Held-out text shares {shared} tokens in a row with the training text: "
+                      "the book repeats itself, or the split leaks.")
+    facts = (f"{mine:.0%} of its text is in copied runs of {COPIED} tokens or more ({human:.0%} of held-out "
+             f"text); the longest has {longest}.")
+    if mine > 2 * human + 0.1:
         yield "bad", f"It recites: {facts}"
         yield "next", "Stop earlier, make the model smaller, or sample at a higher --temperature."
     else:
@@ -798,17 +786,18 @@ def on_style(result):
                       f"Furthest off, in standard deviations: {furthest}.")
         yield from other_settings(result["sampling"])
     if not styled["in_style"]["held_out"]:
-        yield "bad", ("Held-out chapters do not pass for the book either, so its parts differ much: take the "
-                      "style figures for a comparison, not a verdict.")
+        yield "bad", ("Held-out chapters do not pass for the book either, its parts differ so much: "
+                      "compare the style figures, but take none for a verdict.")
 
 
 def on_variety(result):
-    mine, human = (result["diversity"].get(group) for group in ("generated", "held_out"))
-    if not human or None in (mine["repetition"], human["repetition"]):
+    groups = result["diversity"]
+    if "held_out" not in groups or None in (found["repetition"] for found in groups.values()):
         return
-    facts = (f"{mine['repetition']:.0%} of its four-word runs repeat within a text, and a word carries "
-             f"{mine['entropy']:.1f} bits (held-out text: {human['repetition']:.0%}, {human['entropy']:.1f}).")
-    if mine["repetition"] > human["repetition"] + 0.05 or mine["entropy"] < human["entropy"] - 1:
+    (mine, bits), (human, usual) = ((found["repetition"], found["entropy"]) for found in groups.values())
+    facts = (f"{mine:.0%} of its four-word runs repeat within a text, and a word carries {bits:.1f} bits "
+             f"(held-out text: {human:.0%}, {usual:.1f}).")
+    if mine > human + 0.05 or bits < usual - 1:
         yield "bad", f"It repeats itself: {facts}"
         yield from other_settings(result["sampling"])
     else:
@@ -816,23 +805,23 @@ def on_variety(result):
 
 
 def other_settings(how):
-    """The settings that make text livelier and are not yet so."""
+    """Those that make text livelier and are not yet so."""
     livelier = {"block_size=16": how["block_size"] is None, "temperature=0.9": how["temperature"] < 0.9,
                 "top_p=0.95": how["top_p"] < 0.95, "top_k=50": 0 < how["top_k"] < 50,
                 "repetition_penalty=1.2": how["repetition_penalty"] == 1}
-    if untried := [f"--{setting}" for setting, helps in livelier.items() if helps]:
-        yield "next", f"Evaluate again with other sampling settings, one at a time: {', '.join(untried)}."
+    if untried := ", ".join(f"--{setting}" for setting, helps in livelier.items() if helps):
+        yield "next", f"Evaluate again with other sampling settings, one at a time: {untried}."
 
 
 # ---- the page
 
-GROUPS = {"generated": "generated", "held_out": "held-out", "shuffled": "shuffled words",
-          "control": "control book", "book": "the book"}
+GROUPS = dict(generated="generated", held_out="held-out", shuffled="shuffled words", control="control book",
+              book="the book")
 INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}  # stand for CSS's
 
 
 def number(value, unit="", error=None):
-    """A figure for people, with twice its standard error; a dash for none."""
+    """A figure for people, with twice its standard error."""
     if value is None:
         return "–"
     if unit.startswith("share"):
@@ -844,23 +833,25 @@ def number(value, unit="", error=None):
 
 def charts(results, names):
     """{name: inline SVG}"""
-    first, tenths, fives = results[0], np.arange(5, 100, 10), np.arange(3, 83, 5)
-    rates = [("word frequencies", "book", tenths, [first["baselines"]["unigram_bits_per_token"]] * 10)]
+    first = results[0]
+    rates = [("word frequencies", "book", [first["baselines"]["unigram_bits_per_token"]] * 10)]
     for name, ink, r in zip(names, cycle(("generated", "control", "shuffled", "held_out")), results):
         if bits := r["likelihood"]["bits_per_token_by_mask_rate"]:
-            rates.append((name, ink, tenths, bits))
-    novelty = [(GROUPS[group], group, range(2, 17), 100 * np.array([*found["novelty"].values()], float))
-               for group, found in first["memorization"].items()]
-    lengths = [(GROUPS[g], g, fives, 100 * np.array(first["style"]["sentence_lengths"][g]))
+            rates.append((name, ink, bits))
+    novelty = [(GROUPS[g], g, 100 * np.array([*found["novelty"].values()], float))
+               for g, found in first["memorization"].items()]
+    lengths = [(GROUPS[g], g, 100 * np.array(first["style"]["sentence_lengths"][g]))
                for g in ("book", "held_out", "generated")] if first["style"] else []
-    drawn = {"rates": (rates, "share of the text that is hidden, %", "bits per hidden token"),
-             "novelty": (novelty, "run of n tokens", "not in the training text, %", (-3, 103)),
-             "sentences": (lengths, "words in a sentence (the last: 76 and more)", "share of sentences, %")}
-    return {name: chart(name, *what) for name, what in drawn.items() if what[0]}
+    drawn = dict(
+        rates=(range(5, 100, 10), rates, "share of the text that is hidden, %", "bits per hidden token"),
+        novelty=(range(2, 17), novelty, "run of n tokens", "not in the training text, %", (-3, 103)),
+        sentences=(range(3, 83, 5), lengths, "words in a sentence (the last: 76 and more)",
+                   "share of sentences, %"))
+    return {name: chart(name, *what) for name, what in drawn.items() if what[1]}
 
 
-def chart(name, curves, xlabel, ylabel, ylim=None):
-    """Inline SVG of curves (label, ink, x, y) in the page's colours, as wide as a phone."""
+def chart(name, x, curves, xlabel, ylabel, ylim=None):
+    """Inline SVG of curves (label, ink, y) in the page's colours, as wide as a phone."""
     from matplotlib import rc
     from matplotlib.figure import Figure
     ink = INKS["ink"]
@@ -872,7 +863,7 @@ def chart(name, curves, xlabel, ylabel, ylim=None):
     rc("legend", frameon=False)
     figure, file = Figure(figsize=(3.3, 2.5)), io.StringIO()
     axes = figure.subplots()
-    for label, ink, x, y in curves:
+    for label, ink, y in curves:
         axes.plot(x, y, "o-", ms=4, label=label, color=INKS[ink])
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     axes.legend()
@@ -886,7 +877,7 @@ def chart(name, curves, xlabel, ylabel, ylim=None):
 
 
 def page(results, names):
-    """evaluate.html, filled: the report of results[0], others beside it."""
+    """evaluate.html about results[0], with others beside it."""
     from jinja2 import Environment
     frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         sample.with_style("evaluate.html"))
@@ -898,16 +889,15 @@ def page(results, names):
     groups = {g: r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
               for g in r["diversity"]}
     curves = Path(r["checkpoint"]).with_name("curves.svg")
-    curves = curves.exists() and base64.b64encode(curves.read_bytes()).decode()
     return frame.render(
-        r=r, curves=curves, models=models, groups=groups, called=GROUPS, charts=charts(results, names),
-        style=STYLE, number=number, replicates=REPLICATES, samples=spread(r["samples"], 6))
+        r=r, models=models, groups=groups, called=GROUPS, charts=charts(results, names), style=STYLE,
+        curves=curves.exists() and base64.b64encode(curves.read_bytes()).decode(), number=number,
+        replicates=REPLICATES, samples=spread(r["samples"], 6))
 
 
 # ---- the run
 
 def compare_texts():
-    """Print how alike text1 and text2 are."""
     pair = [read_book(text)[0] if len(text) < 255 and Path(text).is_file() else text
             for text in (text1, text2)]
     if not all(words_of(text) for text in pair):
@@ -922,15 +912,14 @@ def main():
     if text1 or text2:
         return compare_texts()
     if points % 10:
-        fail(f"--points is a multiple of ten, for the bound is shown by tenths of mask rate; got {points}")
+        fail(f"--points is a multiple of ten, one for each tenth of mask rates; got {points}")
     names = [checkpoint or out_dir, *filter(None, compare.split(","))]
     paths = [path if path.suffix == ".pt" or (path / "model.safetensors").exists() else path / "best.pt"
              for path in map(Path, names)]
     for path in paths:  # said now, not after the first has been measured
         if not path.exists():
-            fail(f"no checkpoint at {path}: train one first with python train.py")
-    found, folder = [], Path(out_dir)
-    columns = "{task.description}", BarColumn(), TimeElapsedColumn()
+            fail(f"no checkpoint at {path}: train one first, python train.py")
+    found, folder, columns = [], Path(out_dir), ("{task.description}", BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=sample.terminal()) as progress:
         bar = progress.add_task("loading", total=9 * len(names))
 
@@ -940,7 +929,7 @@ def main():
         for path in paths:
             found.append(evaluate_checkpoint(path, partial(advance, path)))
             if found[-1].held_bytes != found[0].held_bytes:
-                fail(f"{path} was trained with other held-out text than {names[0]}: they cannot be compared")
+                fail(f"{path} has other held-out text than {names[0]}: they cannot be compared")
         compare_all(found)
         results = [e.result | {"summary": summarise(e.result)} for e in found]
         progress.update(bar, completed=9 * len(names), description="plots")
@@ -948,8 +937,8 @@ def main():
         with written(folder / "evaluation.html") as file:
             file.write(page(results, names))
         write_json(folder / "evaluation.json", results[0] | ({"compare": results[1:]} if compare else {}))
-    for title, mark in {"good": "+", "bad": "-", "next": ">"}.items():
-        for sentence in results[0]["summary"][title]:
+    for sentences, mark in zip(results[0]["summary"].values(), "+->"):
+        for sentence in sentences:
             print(mark, sentence)
     print(f"{folder}/evaluation.json and {folder}/evaluation.html", file=sys.stderr)
 
