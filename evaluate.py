@@ -264,9 +264,9 @@ def traits(text, punkt, english):
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
         tags, phrases = parsed(text)
         function_words = Counter(word for word in words if word in ENGLISH_STOP_WORDS)
-        numbers |= dict(flesch_kincaid=textstat.flesch_kincaid_grade(text),
-                        gunning_fog=textstat.gunning_fog(text),
-                        function_words=function_words.total() / len(words))
+        numbers |= dict(
+            flesch_kincaid=textstat.flesch_kincaid_grade(text), gunning_fog=textstat.gunning_fog(text),
+            function_words=function_words.total() / len(words))
         profiles |= dict(function_profile=function_words, chunk_profile=Counter(phrases),
                          tag_profile=Counter(chain(*map(pairwise, tags))))
     return words, lengths, numbers, profiles
@@ -295,10 +295,10 @@ class Passages:
         here, rest = self.sums(rows), self.book
         if rows[0] < self.n:  # not compared with itself
             rest = {name: counts - here[name] for name, counts in rest.items()}
-        values = dict(sentence_length=np.mean(lengths), sentence_spread=np.std(lengths),
-                      type_token_ratio=type_token_ratio(words), mattr=mattr(words),
-                      mtld=min(mtld(words), 1e6), yules_k=yules_k(words),
-                      coverage=here["words"][rest["words"] > 0].sum() / len(words))
+        values = dict(
+            sentence_length=np.mean(lengths), sentence_spread=np.std(lengths), mattr=mattr(words),
+            type_token_ratio=type_token_ratio(words), mtld=min(mtld(words), 1e6), yules_k=yules_k(words),
+            coverage=here["words"][rest["words"] > 0].sum() / len(words))
         values |= {name: np.mean([self.numbers[i][name] for i in rows]) for name in self.numbers[0]}
         values |= {name: jensen_shannon(here[name], rest[name]) for name in here if name != "words"}
         return values, *(counts["words"][self.top] / counts["words"].sum() for counts in (here, rest))
@@ -409,10 +409,11 @@ def diversity(texts, prompts, alike):
     """How different texts are from one another; prompts: one for each text."""
     words, among = [*map(words_of, texts)], alike.between(texts, texts)["combined"]
     others = ~np.eye(len(texts), dtype=bool)
-    return dict(pairwise_similarity=mean(among[others]),
-                same_prompt_similarity=mean(among[others & np.equal.outer(prompts, prompts)]),
-                self_bleu=self_bleu(words), entropy=entropy(words), repetition=repetition(words),
-                **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3, 4)})
+    return dict(
+        pairwise_similarity=mean(among[others]),
+        same_prompt_similarity=mean(among[others & np.equal.outer(prompts, prompts)]),
+        self_bleu=self_bleu(words), entropy=entropy(words), repetition=repetition(words),
+        **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3, 4)})
 
 
 # ---- likelihood
@@ -515,10 +516,11 @@ def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
     _, ngram = tables = [NGram(order, n_text, train) for order in (1, NGRAM_ORDER)]
     unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
     program, cost = compressor(train_bytes, held_bytes)
-    floor = dict(unigram_bits_per_byte=bits_per_byte(unigram_nats, sizes)[0],
-                 ngram_bits_per_byte=bits_per_byte(nats, sizes)[0], ngram_order=NGRAM_ORDER,
-                 compressor_bits_per_byte=cost, compressor=program,
-                 unigram_bits_per_token=unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))
+    floor = dict(
+        unigram_bits_per_byte=bits_per_byte(unigram_nats, sizes)[0],
+        ngram_bits_per_byte=bits_per_byte(nats, sizes)[0], ngram_order=NGRAM_ORDER,
+        compressor_bits_per_byte=cost, compressor=program,
+        unigram_bits_per_token=unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))
     return floor, ngram, nats
 
 
@@ -600,10 +602,10 @@ def write_samples(model, tokenizer, chosen):
     except ValueError as error:
         fail(error)
     tokens, seconds, steps = (sum(s[key] for s in samples) for key in ("tokens", "seconds", "steps"))
-    return samples, dict(device=str(model.device), texts=len(samples), calls_per_text=steps / len(samples),
-                         tokens_per_second=tokens / seconds, one_text_seconds=one["seconds"],
-                         one_text_tokens_per_second=one["tokens"] / one["seconds"],
-                         memory_gb=peak_memory_gb(model.device))
+    return samples, dict(
+        device=str(model.device), texts=len(samples), calls_per_text=steps / len(samples),
+        tokens_per_second=tokens / seconds, one_text_seconds=one["seconds"],
+        one_text_tokens_per_second=one["tokens"] / one["seconds"], memory_gb=peak_memory_gb(model.device))
 
 
 def look_at(samples, source, ngram, tokenizer, notes):
