@@ -317,28 +317,27 @@ def style(of_book, groups, english):
     against its rest. `range` holds 95 % of the draws. `deviation` is in their standard deviations (upwards
     alone for a distance), `distance` its root mean square; 99 of 100 draws stay under `limit`.
     """
-    n, size, rng = len(of_book), len(groups["held_out"]), np.random.default_rng(seed)
+    n, k, size, rng = len(of_book), len(groups), len(groups["held_out"]), np.random.default_rng(seed)
     passages = Passages([*of_book, *chain(*groups.values())], n, english)
-    runs = np.arange(n // RUN * RUN).reshape(-1, RUN)
+    others, runs = np.arange(n, n + k * size).reshape(k, size), np.arange(n // RUN * RUN).reshape(-1, RUN)
     draws = [(rng.permutation(runs).ravel()[:size] + rng.integers(n)) % n for _ in range(REPLICATES)]
-    others = np.arange(n, n + size * len(groups)).reshape(-1, size)
-    found = [passages.measure(rows) for rows in (*draws, *others)]
-    varied = np.std([here for _, here, _ in found[:REPLICATES]], axis=0)
+    found = [passages.measure(rows) for rows in (*others, *draws)]
+    varied = np.std([here for _, here, _ in found[k:]], axis=0)
     for values, here, rest in found:
         values["delta"] = burrows_delta(here, rest, varied)
     measures, deviations = {}, []
     for name, (_, unit, best) in STYLE.items():
         column = np.array([values.get(name, 0) for values, *_ in found])
-        own = column[:REPLICATES]
+        own = column[k:]
         if own.std() > 0:  # else it measures nothing
             z = (column - own.mean()) / own.std()
             z, ends = (z.clip(0), (0, 0.95)) if best == "↓" else (z, (0.025, 0.975))
             deviations.append(z)
             measures[name] = {"unit": unit, "range": np.quantile(own, ends).tolist()} | {
                 group: {"value": value, "deviation": deviation}
-                for group, value, deviation in zip(groups, column[REPLICATES:], z[REPLICATES:])}
+                for group, value, deviation in zip(groups, column, z)}
     distances = [np.sqrt(np.mean(np.square(z))) for z in zip(*deviations)]
-    limit, distance = np.quantile(distances[:REPLICATES], 0.99), dict(zip(groups, distances[REPLICATES:]))
+    limit, distance = np.quantile(distances[k:], 0.99), dict(zip(groups, distances))
     return dict(
         passages=size, words_per_passage=len(passages.words[0]), limit=limit, distance=distance,
         measures=measures, in_style={group: bool(value <= limit) for group, value in distance.items()},
@@ -426,7 +425,7 @@ def chop(examples, block_size):
 def bits_per_byte(nats, sizes):
     """(ratio, its standard error) from nats and bytes per sequence, both (N,): a ratio estimator's (Cochran
     1977, sec. 2.11), of text and masks, as if neighbours were independent; None for one."""
-    nats, sizes = np.array(nats, float), np.array(sizes, float)
+    nats, sizes = np.asarray(nats, float), np.asarray(sizes, float)
     n, ratio = len(nats), nats.sum() / sizes.sum()
     squares = np.square(nats - ratio * sizes).sum()
     error = math.sqrt(n / (n - 1) * squares) / sizes.sum() / math.log(2) if n > 1 else None
@@ -506,9 +505,9 @@ def compressor(train, held_out):
     """(name, bits per byte) of the better of two: what held-out bytes add to training bytes."""
     programs = dict(xz=partial(lzma.compress, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
                     bzip2=bz2.compress)
-    added = {name: len(pack(train + held_out)) - len(pack(train)) for name, pack in programs.items()}
-    best = min(added, key=added.get)
-    return best, 8 * added[best] / len(held_out)
+    added, name = min((len(pack(train + held_out)) - len(pack(train)), name)
+                      for name, pack in programs.items())
+    return name, 8 * added / len(held_out)
 
 
 def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
@@ -576,9 +575,9 @@ def choose_prompts(openings, tokenizer, context, notes):
         return [f"{line} " for line in lines if line][:n_prompts]
     if not openings:
         notes.append("No held-out sentence has ten words: samples are written without a prompt.")
-    drawn = np.random.default_rng(seed).permutation(len(openings))[:n_prompts]
+    drawn = sorted(np.random.default_rng(seed).permutation(len(openings))[:n_prompts])
     # where no spaces are written six "words" may be long
-    cut = [tokenizer.encode(openings[i])[:context // 2] for i in sorted(drawn)]
+    cut = [tokenizer.encode(openings[i])[:context // 2] for i in drawn]
     return [tokenizer.decode(ids, "ignore") for ids in cut] or [""]
 
 
@@ -586,12 +585,12 @@ def write_samples(model, tokenizer, chosen):
     """(samples, speed): n_seeds texts for each prompt at once; one again, alone, for its time."""
     jobs, context = [], model.config.block_size
     for prompt in chosen:
-        words, first = prompt.rstrip(), seed + len(jobs)
+        words = prompt.rstrip()
         room = min(max_tokens, context - len(tokenizer.encode(words)))
         if room < 8:
             fail(f"the prompt {prompt!r} leaves no room in the model's context of {context} tokens")
-        jobs += [sample.job_of(model, tokenizer, words, [prompt, room], each, sampling)
-                 for each in range(first, first + n_seeds)]
+        for _ in range(n_seeds):
+            jobs.append(sample.job_of(model, tokenizer, words, [prompt, room], seed + len(jobs), sampling))
 
     def texts_of(jobs):
         return [{"ids": row[jobs[i].row == model.config.mask_id].tolist()} | result
@@ -617,8 +616,8 @@ def look_at(samples, source, ngram, tokenizer, notes):
     n = min(len(passages), len(samples))
     kept = spread(samples, n or len(samples))
     if n < len(samples):
-        notes.append(f"Held-out text makes only {n} passages as long as the samples, compared with "
-                     f"{len(kept)} of these {len(samples)}.")
+        notes.append(f"Held-out text makes only {n} passages as long as the samples: they are compared with "
+                     f"{len(kept)} of {len(samples)} samples.")
     groups = {"generated": ([s["ids"] for s in kept], [s["prompt"] for s in kept])}
     if n:
         groups["held_out"] = spread(passages, n), range(n)
@@ -649,19 +648,20 @@ def evaluate_checkpoint(path, advance):
     source, training, context = open_book(path, saved), saved.get("training", {}), model.config.block_size
     example, pieces = zip(*((i, piece) for i, ids in enumerate(source.held_out[split])
                             for piece in chop([ids], context)))
-    sizes = [len(tokenizer.decode_bytes(ids)) for ids in pieces]
-    doubts = {
-        f"Held-out text is only {len(pieces)} sequences, {sum(sizes)} bytes: its standard error is itself "
-        "uncertain.": len(pieces) < 10,
-        "The checkpoint does not record its training data: held-out text may have been among it.":
-            not training.get("data"),
-        "The book is not in English: readability, function words, parts of speech and phrases are not "
-        "measured.": not source.english}
-    notes = [doubt for doubt, holds in doubts.items() if holds]
-
+    contents = [*map(tokenizer.decode_bytes, pieces)]
+    sizes, held_bytes = [*map(len, contents)], b"".join(contents)
+    notes = []
+    if len(pieces) < 10:
+        notes.append(f"Held-out text is only {len(pieces)} sequences, {sum(sizes)} bytes: its standard error "
+                     "is itself uncertain.")
+    if not training.get("data"):
+        notes.append("The checkpoint does not record its training data: held-out text may be among it.")
+    if not source.english:
+        notes.append("The book is not in English: readability, function words, parts of speech and phrases "
+                     "are not measured.")
     figures, nats = likelihood(model, [*map(torch.tensor, pieces)], sizes, seed, advance)
     advance("baselines")
-    train_bytes, held_bytes = (tokenizer.decode_bytes(chain(*lists)) for lists in (source.train, pieces))
+    train_bytes = tokenizer.decode_bytes(chain(*source.train))
     floor, ngram, ngram_nats = baselines(
         source.train, pieces, sizes, train_bytes, held_bytes, model.config.n_text)
     figures["gain_over_ngram"], figures["gain_over_ngram_se"] = bits_per_byte(ngram_nats - nats, sizes)
@@ -703,12 +703,11 @@ def compare_all(found):
 def paired(*both):
     """(bits per byte by which one costs more than the other, its standard error) over the same pieces, or,
     where these differ, the same examples."""
-    (nats, sizes), (others, same) = ((e.nats, e.sizes) for e in both)
-    if not np.array_equal(sizes, same):
-        (nats, sizes), (others, same) = ([np.bincount(e.example, values) for values in (e.nats, e.sizes)]
-                                         for e in both)
-    if np.array_equal(sizes, same):
-        return bits_per_byte(nats - others, sizes)
+    for costs in ([(e.nats, e.sizes) for e in both],
+                  [[np.bincount(e.example, values) for values in (e.nats, e.sizes)] for e in both]):
+        (nats, sizes), (others, same) = costs
+        if np.array_equal(sizes, same):
+            return bits_per_byte(nats - others, sizes)
     return bits_per_byte(nats, sizes)[0] - bits_per_byte(others, same)[0], None
 
 
@@ -835,11 +834,10 @@ def number(value, unit="", error=None):
 
 def charts(results, names):
     """{name: inline SVG}"""
-    first = results[0]
+    first, inks = results[0], cycle(("generated", "control", "shuffled", "held_out"))
     rates = [("word frequencies", "book", [first["baselines"]["unigram_bits_per_token"]] * 10)]
-    for name, ink, r in zip(names, cycle(("generated", "control", "shuffled", "held_out")), results):
-        if bits := r["likelihood"]["bits_per_token_by_mask_rate"]:
-            rates.append((name, ink, bits))
+    rates += [(name, ink, bits) for name, ink, r in zip(names, inks, results)
+              if (bits := r["likelihood"]["bits_per_token_by_mask_rate"])]
     novelty = [(GROUPS[g], g, 100 * np.array([*found["novelty"].values()], float))
                for g, found in first["memorization"].items()]
     lengths = [(GROUPS[g], g, 100 * np.array(first["style"]["sentence_lengths"][g]))
@@ -904,9 +902,9 @@ def compare_texts():
             for text in (text1, text2)]
     if not all(words_of(text) for text in pair):
         fail("--text1 and --text2 must both hold words")
-    text, _, _ = read_prepared(prepared(book))
+    text = read_prepared(prepared(book))[0]
     tables = Similarity(passages_of(text, 80), is_english(words_of(text))).between(pair[:1], pair[1:])
-    print(json.dumps({name: round(float(values[0, 0]), 4) for name, values in tables.items()}))
+    print(json.dumps({name: round(values[0, 0], 4) for name, values in tables.items()}))
 
 
 def main():
