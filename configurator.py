@@ -1,4 +1,4 @@
-"""Knobs: the lower-case globals at the top of a script, set by config files and --key=value.
+"""Knobs: lower-case globals at the top of a script, set by config files and --key=value.
 
     python train.py config/demo.py config/memory_efficient.py --learning_rate=3e-4 --stages[0].epochs=10
 
@@ -30,7 +30,7 @@ def fail(message) -> NoReturn:
 
 
 def run_script(main):
-    """A script's main, which Ctrl-C and a reader that stops early (`| head`) end quietly."""
+    """A script's main, which Ctrl-C and a reader that stops early end quietly."""
     try:
         main()
         sys.stdout.flush()
@@ -48,8 +48,8 @@ def run_script(main):
 
 @contextlib.contextmanager
 def written(path, mode="w"):
-    """A file to write that takes the place of `path` when it is whole: a reader finds all of the old content
-    or of the new. Where that fails nothing is left of it, and an OSError names `path`."""
+    """A file to write, which takes the place of `path` when it is whole. Where that fails nothing is left of
+    it, and an OSError names `path`."""
     aside = f"{path}.writing"
     try:
         with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -73,15 +73,15 @@ def write_json(path, value):
 
 def configure(script, positional=None, base=None, arguments=None):
     """Apply `arguments`, or sys.argv's, to the knobs in `script` (a module's globals()) -> dict of them, for
-    JSON. What `base` has (of a resumed run, say) takes the place of the defaults.
+    JSON. What `base` has (a resumed run's, say) takes the place of defaults.
 
     A knob is a lower-case global assigned before the script's first function, of the type it has there or
-    those it is annotated with (`top_k: int | None = 20`). Fields of a dataclass and keys of a dict are knobs
-    too. An argument that is neither --key=value nor a .py or .json file sets `positional`.
+    those in its annotation (`top_k: int | None = 20`); a dataclass's fields and a dict's keys are knobs too.
+    An argument that is neither --key=value nor a .py or .json file sets `positional`.
     """
     comments = dict(documented(script["__file__"]))
     default = {name: script[name] for name in comments}
-    kinds = script.get("__annotations__", {})  # by knob or knob.field
+    kinds = script.get("__annotations__", {})  # types by knob or knob.field
     groups = {name: value for name, value in default.items() if dataclasses.is_dataclass(value)}
     for name, group in groups.items():
         default[name] = dataclasses.asdict(group)
@@ -107,7 +107,7 @@ def configure(script, positional=None, base=None, arguments=None):
         elif positional:
             assign(knobs, default, kinds, positional, argument)
         else:
-            fail(f"unexpected argument {argument!r}: options are --key=value, config files end in .py")
+            fail(f"unexpected argument {argument!r}: options are --key=value, config files *.py")
     for name, comment in comments.items():
         in_range(name, knobs[name], comment)
     try:
@@ -126,8 +126,8 @@ def documented(path):
         target = getattr(node, "targets", [getattr(node, "target", None)])[0]
         if isinstance(target, ast.Name) and target.id.islower() and not target.id.startswith("_"):
             beside = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode()
-            comments = [text.strip("# ") for text in (beside, lines[node.lineno - 2]) if text.strip()[:1] == "#"]
-            yield target.id, [*comments, ""][0]
+            found = re.search(r"^\s*#\s*(.*)", f"{beside}\n{lines[node.lineno - 2]}", re.M)
+            yield target.id, found[1].strip() if found else ""
 
 
 def in_range(name, value, comment):
@@ -150,8 +150,8 @@ def in_range(name, value, comment):
 
 
 def execute(path, knobs, default, kinds):
-    """The knobs (default, kinds: as in configure) after a config file has run, checked; modules and names with
-    an underscore are its own."""
+    """The knobs (default, kinds: as in configure) after a config file has run, checked; modules and names
+    with an underscore are its own."""
     scope = copy.deepcopy(knobs)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -198,8 +198,8 @@ def assign(knobs, default, kinds, key, text):
         like, kind = holder[last], kinds.get(f"{name}.{last}")
     if text is True and not isinstance(like, bool) and bool not in getattr(kind, "__args__", ()):
         fail(f"--{key} wants a value, written --{key}=VALUE")
-    if text is not True and not (isinstance(like, str) and kind in (None, str)):  # a text stays as it is
-        # not a literal, or one too deep: a string, if the type allows one
+    if text is not True and not (isinstance(like, str) and kind in (None, str)):
+        # no literal, or one too deep, stays a string
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             text = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     holder[last] = checked(key, text, like, {key: kind})

@@ -163,7 +163,7 @@ def distinct_n(texts, n):
 def repetition(texts, n=4):
     """Share of n-grams that their text has had before, or None."""
     grams = [ngrams(words, n) for words in texts]
-    return 1 - sum(len(set(g)) for g in grams) / sum(map(len, grams)) if any(grams) else None
+    return 1 - sum(map(len, map(set, grams))) / sum(map(len, grams)) if any(grams) else None
 
 
 def entropy(texts):
@@ -303,11 +303,6 @@ class Passages:
         values |= {name: jensen_shannon(here[name], rest[name]) for name in here if name != "words"}
         return values, *(counts["words"][self.top] / counts["words"].sum() for counts in (here, rest))
 
-    def sentence_lengths(self, rows):
-        """Shares of sentences of 1-5, 6-10, ... words, the last 76 and more."""
-        fives = [min((n - 1) // 5, 15) for i in rows for n in self.lengths[i]]
-        return (np.bincount(fives, minlength=16) / len(fives)).tolist()
-
 
 def style(of_book, groups, english):
     """Are groups {name: K passages} inside the variation of the book's own passages, of the same length?
@@ -338,11 +333,14 @@ def style(of_book, groups, english):
                 for group, value, deviation in zip(groups, column, z)}
     distances = [np.sqrt(np.mean(np.square(z))) for z in zip(*deviations)]
     limit, distance = np.quantile(distances[k:], 0.99), dict(zip(groups, distances))
+    shares = {}  # of sentences of 1-5, 6-10, ... words, the last 76 and more
+    for group, rows in zip(("book", *groups), (range(n), *others)):
+        lengths = [*chain(*(passages.lengths[i] for i in rows))]
+        shares[group] = (np.histogram(lengths, [*range(1, 80, 5), np.inf])[0] / len(lengths)).tolist()
     return dict(
         passages=size, words_per_passage=len(passages.words[0]), limit=limit, distance=distance,
         measures=measures, in_style={group: bool(value <= limit) for group, value in distance.items()},
-        sentence_lengths={group: passages.sentence_lengths(rows)
-                          for group, rows in zip(("book", *groups), (range(n), *others))})
+        sentence_lengths=shares)
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
@@ -363,7 +361,7 @@ def measure_style(train_text, held_out_text, completions, english, notes):
         return None
     groups = {name: spread(group, size) for name, group in groups.items()}
     mixed = np.random.default_rng(seed).permutation(PIECE.findall(" ".join(groups["held_out"])))
-    groups["shuffled"] = [" ".join(part) for part in np.array_split(mixed, size)]
+    groups["shuffled"] = [*map(" ".join, np.array_split(mixed, size))]
     return style(of_book, groups, english)
 
 
@@ -393,7 +391,7 @@ class Similarity:
         from scipy.spatial.distance import cdist
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.metrics.pairwise import cosine_similarity
-        a, b = ([set(words_of(text)) for text in texts] for texts in both)
+        a, b = ([*map(set, map(words_of, texts))] for texts in both)
         vectors = (self.svd.transform(self.tfidf.transform(texts)) for texts in both)
         result = dict(semantic=cosine_similarity(*vectors).clip(0, 1),
                       lexical=np.array([[len(x & y) / max(len(x | y), 1) for y in b] for x in a]))
@@ -508,19 +506,6 @@ def compressor(train, held_out):
     added, name = min((len(pack(train + held_out)) - len(pack(train)), name)
                       for name, pack in programs.items())
     return name, 8 * added / len(held_out)
-
-
-def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
-    """(evaluation.json's `baselines`, the n-gram model, its nats per piece)"""
-    _, ngram = tables = [NGram(order, n_text, train) for order in (1, NGRAM_ORDER)]
-    unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
-    program, cost = compressor(train_bytes, held_bytes)
-    floor = dict(
-        unigram_bits_per_byte=bits_per_byte(unigram_nats, sizes)[0],
-        ngram_bits_per_byte=bits_per_byte(nats, sizes)[0], ngram_order=NGRAM_ORDER,
-        compressor_bits_per_byte=cost, compressor=program,
-        unigram_bits_per_token=unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))
-    return floor, ngram, nats
 
 
 # ---- a checkpoint and its book
@@ -661,10 +646,15 @@ def evaluate_checkpoint(path, advance):
                      "are not measured.")
     figures, nats = likelihood(model, [*map(torch.tensor, pieces)], sizes, seed, advance)
     advance("baselines")
-    train_bytes = tokenizer.decode_bytes(chain(*source.train))
-    floor, ngram, ngram_nats = baselines(
-        source.train, pieces, sizes, train_bytes, held_bytes, model.config.n_text)
+    _, ngram = tables = [NGram(order, model.config.n_text, source.train) for order in (1, NGRAM_ORDER)]
+    unigram_nats, ngram_nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
     figures["gain_over_ngram"], figures["gain_over_ngram_se"] = bits_per_byte(ngram_nats - nats, sizes)
+    program, cost = compressor(tokenizer.decode_bytes(chain(*source.train)), held_bytes)
+    floor = dict(
+        unigram_bits_per_byte=bits_per_byte(unigram_nats, sizes)[0],
+        ngram_bits_per_byte=bits_per_byte(ngram_nats, sizes)[0], ngram_order=NGRAM_ORDER,
+        compressor_bits_per_byte=cost, compressor=program,
+        unigram_bits_per_token=unigram_nats.sum() / figures["tokens"] / math.log(2))
     advance("writing samples")
     chosen = choose_prompts(source.openings, tokenizer, context, notes)
     samples, speed = write_samples(model, tokenizer, chosen)
@@ -676,12 +666,13 @@ def evaluate_checkpoint(path, advance):
 
     stages, at = training.get("knobs", {}).get("stages", []), (training.get("stage") or 1) - 1
     course = training | next(iter(stages[at:]), {})  # how far the run had come, and how its stage masks
-    known = "step", "epoch", "stage", "val_bits_per_byte", "mask_rate", "replay"
     result = dict(
         checkpoint=str(path), book=source.name, title=source.title, split=split, seed=seed,
         parameters=count_parameters(model.config)["total"], causal=model.config.causal,
-        trained={key: course.get(key) for key in known}, likelihood=figures, baselines=floor, style=styled,
-        **looked, speed=speed, sampling=vars(sampling) | {"max_tokens": max_tokens},
+        trained={key: course.get(key) for key in (
+            "step", "epoch", "stage", "val_bits_per_byte", "mask_rate", "replay")},
+        likelihood=figures, baselines=floor, style=styled, **looked, speed=speed,
+        sampling=vars(sampling) | {"max_tokens": max_tokens},
         samples=[{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples],
         notes=notes)
     return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
@@ -727,7 +718,7 @@ def on_prediction(result):
     like, floor, trained = result["likelihood"], result["baselines"], result["trained"]
     bits, gain, error = like["bits_per_byte"], like["gain_over_ngram"], 2 * (like["gain_over_ngram_se"] or 0)
     unigram = floor["unigram_bits_per_byte"]
-    facts = (f"It predicts held-out text at {bits:.2f} bits a byte (lower is better); word frequencies need "
+    facts = (f"Held-out text costs it {bits:.2f} bits a byte (lower is better), word frequencies "
              f"{unigram:.2f}, a table of counts {floor['ngram_bits_per_byte']:.2f}: it")
     if bits >= unigram:
         yield "bad", f"{facts} has not yet learned that words depend on their neighbours."
@@ -878,10 +869,8 @@ def chart(name, x, curves, xlabel, ylabel, ylim=None):
 
 def page(results, names):
     """evaluate.html about results[0], with others beside it."""
-    from jinja2 import Environment
-    frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        sample.with_style("evaluate.html"))
-    r = results[0]
+    from jinja2 import Template
+    r, frame = results[0], sample.with_style("evaluate.html")
     models = {name: found | found["speed"] | found["memorization"]["generated"]
               | found["diversity"]["generated"] | found["likelihood"]
               | {"distance": found["style"] and found["style"]["distance"]["generated"]}
@@ -889,7 +878,7 @@ def page(results, names):
     groups = {g: r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
               for g in r["diversity"]}
     curves = Path(r["checkpoint"]).with_name("curves.svg")
-    return frame.render(
+    return Template(frame, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         r=r, models=models, groups=groups, called=GROUPS, charts=charts(results, names), style=STYLE,
         curves=curves.exists() and base64.b64encode(curves.read_bytes()).decode(), number=number,
         replicates=REPLICATES, samples=spread(r["samples"], 6))
@@ -900,7 +889,7 @@ def page(results, names):
 def compare_texts():
     pair = [read_book(text)[0] if len(text) < 255 and Path(text).is_file() else text
             for text in (text1, text2)]
-    if not all(words_of(text) for text in pair):
+    if not all(map(words_of, pair)):
         fail("--text1 and --text2 must both hold words")
     text = read_prepared(prepared(book))[0]
     tables = Similarity(passages_of(text, 80), is_english(words_of(text))).between(pair[:1], pair[1:])
