@@ -19,10 +19,9 @@ import traceback
 import types
 from decimal import Decimal
 from pathlib import Path
-from typing import NoReturn
 
 
-def fail(message) -> NoReturn:
+def fail(message):
     """End the program as every user error does: one line on stderr, exit status 2."""
     line = textwrap.shorten(str(message), 1500, placeholder=" ...")
     print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
@@ -87,9 +86,9 @@ def configure(script, positional=None, base=None, arguments=None):
         default[name] = dataclasses.asdict(group)
         kinds = kinds | {f"{name}.{field.name}": field.type for field in dataclasses.fields(group)}
     knobs = copy.deepcopy(default)
-    for name in default.keys() & (base or {}).keys():
+    for name in default.keys() & (base or {}):
         knobs[name] = checked(name, base[name], default[name], kinds)
-    for argument in sys.argv[1:] if arguments is None else arguments:
+    for argument in arguments or sys.argv[1:]:
         if argument in ("--help", "-h"):
             print(script["__doc__"].strip() + "\n\nknobs, set by --key=value or in a config file:")
             for name, comment in comments.items():

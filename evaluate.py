@@ -30,6 +30,7 @@ from rich.progress import BarColumn, Progress, TimeElapsedColumn
 import sample
 from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, count_parameters, held_out_bound, pad, parts, peak_memory_gb
+from model import spread as laid_out
 from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
 
 out_dir = "out"        # where the checkpoints are and the evaluation goes
@@ -465,9 +466,9 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
             likeliest, second = p.topk(2).values.T
             score = {"margin": likeliest - second, "entropy": (p * log_p).sum(1),
                      "random": torch.rand(len(p), generator=generator)}.get(order, likeliest)
-            first = torch.full(where.shape, -torch.inf).masked_scatter(where, score).argmax(1, keepdim=True)
-            own = torch.zeros(where.shape).masked_scatter(where, log_p.gather(1, rows[where][:, None]))
-            total[begin:begin + size] -= own.gather(1, first)[:, 0].double()
+            first = laid_out(where, score, -torch.inf).argmax(1, keepdim=True)
+            own = laid_out(where, log_p.gather(1, rows[where][:, None]), 0)
+            total[begin:begin + size] -= own.gather(1, first)[:, 0]
             hidden.scatter_(1, first, False)
             advance(size / len(sequences) / len(place))
     return total
@@ -707,82 +708,81 @@ def paired(*both):
 def summarise(result):
     """{"good", "bad", "next"}: lists of sentences."""
     found = dict(good=[], bad=[], next=[])
-    said = chain(*(on(result) for on in (on_prediction, on_copying, on_style, on_variety)))
-    for kind, sentence in dict.fromkeys(said):
-        found[kind].append(sentence)
-    found["next"] = found["next"] or ["Try a larger model or more sampling steps, and --compare them."]
+    for on in (on_prediction, on_copying, on_style, on_variety):
+        on(result, *(sentences.append for sentences in found.values()))
+    found["next"] = [*dict.fromkeys(found["next"])] or [
+        "Try a larger model or more sampling steps, and --compare them."]
     return found
 
 
-def on_prediction(result):
+def on_prediction(result, good, bad, advise):
     like, floor, trained = result["likelihood"], result["baselines"], result["trained"]
     bits, gain, error = like["bits_per_byte"], like["gain_over_ngram"], 2 * (like["gain_over_ngram_se"] or 0)
     unigram = floor["unigram_bits_per_byte"]
     facts = (f"Held-out text costs it {bits:.2f} bits a byte (lower is better), word frequencies "
              f"{unigram:.2f}, a table of counts {floor['ngram_bits_per_byte']:.2f}: it")
     if bits >= unigram:
-        yield "bad", f"{facts} has not yet learned that words depend on their neighbours."
-        yield "next", "Train for more steps; small batches get off this plateau sooner."
+        bad(f"{facts} has not yet learned that words depend on their neighbours.")
+        advise("Train for more steps; small batches get off this plateau sooner.")
     elif gain < -error:
-        yield "bad", f"{facts} uses context, but less well than a table of counts."
-        yield "next", "Train until the validation bound in log.jsonl stops falling."
+        bad(f"{facts} uses context, but less well than a table of counts.")
+        advise("Train until the validation bound in log.jsonl stops falling.")
     elif gain > error:
-        yield "good", f"{facts} predicts better than the table."
+        good(f"{facts} predicts better than the table.")
     else:
-        yield "bad", f"{facts} predicts about as well as the table."
+        bad(f"{facts} predicts about as well as the table.")
     if bits < 0.75:
-        yield "bad", (f"{bits:.2f} bits a byte is too good to be true for a model of one book: "
-                      "it was probably trained on held-out text.")
-        yield "next", "Prepare the book and train again before you believe any other number here."
+        bad(f"{bits:.2f} bits a byte is too good to be true for a model of one book: it was probably trained "
+            "on held-out text.")
+        advise("Prepare the book and train again before you believe any other number here.")
     rates, alone = like["bits_per_token_by_mask_rate"], floor["unigram_bits_per_token"]
     if rates and rates[-1] > alone + 0.05 and bits < unigram:
-        yield "bad", ("With nine tenths hidden, as when it begins to write, it predicts worse than word "
-                      f"frequencies ({rates[-1]:.1f} against {alone:.1f} bits per token).")
+        bad("With nine tenths hidden, as when it begins to write, it predicts worse than word frequencies "
+            f"({rates[-1]:.1f} against {alone:.1f} bits per token).")
         high, replay = (trained["mask_rate"] or [0, 0])[1], trained["replay"] or 0.0
         if high < 0.9 and replay < 0.5:
-            yield "next", (f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
-                           "to keep showing it every mask rate.")
+            advise(f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
+                   "to keep showing it every mask rate.")
         else:
             other = "with a larger model" if result["sampling"]["block_size"] else "sample by --block_size=16"
-            yield "next", f"It was shown every mask rate: train longer, or {other}."
+            advise(f"It was shown every mask rate: train longer, or {other}.")
 
 
-def on_copying(result):
+def on_copying(result, good, bad, advise):
     none, found = {"copied_share": 0.0, "longest_run_tokens": 0}, result["memorization"]
     (mine, longest), (human, shared) = ([found.get(group, none)[key] for key in none]
                                         for group in ("generated", "held_out"))
     if shared >= 50:
-        yield "bad", (f"Held-out text shares {shared} tokens in a row with the training text: "
-                      "the book repeats itself, or the split leaks.")
+        bad(f"Held-out text shares {shared} tokens in a row with the training text: the book repeats itself, "
+            "or the split leaks.")
     facts = (f"{mine:.0%} of its text is in copied runs of {COPIED} tokens or more ({human:.0%} of held-out "
              f"text); the longest has {longest}.")
     if mine > 2 * human + 0.1:
-        yield "bad", f"It recites: {facts}"
-        yield "next", "Stop earlier, make the model smaller, or sample at a higher --temperature."
+        bad(f"It recites: {facts}")
+        advise("Stop earlier, make the model smaller, or sample at a higher --temperature.")
     else:
-        yield "good", f"It does not recite the book: {facts}"
+        good(f"It does not recite the book: {facts}")
 
 
-def on_style(result):
+def on_style(result, good, bad, advise):
     styled = result["style"]
     if not styled:
         return
     facts = (f"its distance from the book is {styled['distance']['generated']:.1f} where the book's own "
              f"passages stay under {styled['limit']:.1f}.")
     if styled["in_style"]["generated"]:
-        yield "good", f"Its style is within the book's own variation: {facts}"
+        good(f"Its style is within the book's own variation: {facts}")
     else:
         off = [(abs(m["generated"]["deviation"]), STYLE[name][0]) for name, m in styled["measures"].items()]
         furthest = "; ".join(f"{label} ({z:.0f})" for z, label in sorted(off, reverse=True)[:3])
-        yield "bad", (f"It is not yet in the book's style: {facts} "
-                      f"Furthest off, in standard deviations: {furthest}.")
-        yield from other_settings(result["sampling"])
+        bad(f"It is not yet in the book's style: {facts} Furthest off, in standard deviations: {furthest}.")
+        other_settings(result["sampling"], advise)
     if not styled["in_style"]["held_out"]:
-        yield "bad", ("Held-out chapters do not pass for the book either, its parts differ so much: "
-                      "compare the style figures, but take none for a verdict.")
+        bad("Held-out chapters do not pass for the book either, its parts differ so much: compare the style "
+            "figures, but take none for a verdict.")
 
 
-def on_variety(result):
+def on_variety(result, good, bad, advise):
     groups = result["diversity"]
     if "held_out" not in groups or None in (found["repetition"] for found in groups.values()):
         return
@@ -790,19 +790,19 @@ def on_variety(result):
     facts = (f"{mine:.0%} of its four-word runs repeat within a text, and a word carries {bits:.1f} bits "
              f"(held-out text: {human:.0%}, {usual:.1f}).")
     if mine > human + 0.05 or bits < usual - 1:
-        yield "bad", f"It repeats itself: {facts}"
-        yield from other_settings(result["sampling"])
+        bad(f"It repeats itself: {facts}")
+        other_settings(result["sampling"], advise)
     else:
-        yield "good", f"Its vocabulary is varied: {facts}"
+        good(f"Its vocabulary is varied: {facts}")
 
 
-def other_settings(how):
-    """Those that make text livelier and are not yet so."""
+def other_settings(how, advise):
+    """Advise those that make text livelier and are not yet so."""
     livelier = {"block_size=16": how["block_size"] is None, "temperature=0.9": how["temperature"] < 0.9,
                 "top_p=0.95": how["top_p"] < 0.95, "top_k=50": 0 < how["top_k"] < 50,
                 "repetition_penalty=1.2": how["repetition_penalty"] == 1}
     if untried := ", ".join(f"--{setting}" for setting, helps in livelier.items() if helps):
-        yield "next", f"Evaluate again with other sampling settings, one at a time: {untried}."
+        advise(f"Evaluate again with other sampling settings, one at a time: {untried}.")
 
 
 # ---- the page
