@@ -56,6 +56,7 @@ RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)  # mask rates of the masked perplexity
 MASK_DRAWS = 4  # masks per sequence and rate
 COPIED = 8  # tokens; a run of so many from the training text is a copy
 REPLICATES = 200  # bootstrap samples of the book's style
+LN2 = math.log(2)  # nats to a bit
 RUN = 8  # neighbouring passages in them: a scene
 
 
@@ -98,7 +99,7 @@ PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff
 
 
 def passages_of(text, length):
-    """Consecutive passages of `length` words, or a few more where a piece has several."""
+    """Consecutive passages of `length` words, or a few more where a piece has several; no rest."""
     passages, begin, count = [], 0, 0
     for piece in PIECE.finditer(text):
         count += len(words_of(piece[0]))
@@ -411,7 +412,7 @@ def diversity(texts, prompts, alike):
         pairwise_similarity=mean(among[others]),
         same_prompt_similarity=mean(among[others & np.equal.outer(prompts, prompts)]),
         self_bleu=self_bleu(words), entropy=entropy(words), repetition=repetition(words),
-        **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3, 4)})
+        **{f"distinct_{n}": distinct_n(words, n) for n in range(1, 5)})
 
 
 # ---- likelihood
@@ -427,13 +428,13 @@ def bits_per_byte(nats, sizes):
     nats, sizes = np.asarray(nats, float), np.asarray(sizes, float)
     n, ratio = len(nats), nats.sum() / sizes.sum()
     squares = np.square(nats - ratio * sizes).sum()
-    error = math.sqrt(n / (n - 1) * squares) / sizes.sum() / math.log(2) if n > 1 else None
-    return ratio / math.log(2), error
+    error = math.sqrt(n / (n - 1) * squares) / sizes.sum() / LN2 if n > 1 else None
+    return ratio / LN2, error
 
 
 @torch.no_grad()
 def masked_perplexity(model, sequences, seed):
-    """{rate: exp of the mean -log p of masked tokens}"""
+    """{rate: exp of the mean -log p of masked tokens}, no likelihood"""
     generator = torch.Generator().manual_seed(seed)
     nats, count = torch.zeros(len(RATES), dtype=torch.float64), torch.zeros(len(RATES))
     for tokens in sequences:
@@ -487,7 +488,7 @@ def likelihood(model, sequences, sizes, seed, advance):
     found = {"": nats, "left_to_right_": nats if exact else None, "sampler_order_": None}
     if not exact:
         weighted = (bound.nats * bound.length[:, None] / bound.k).unflatten(1, (10, -1)).mean(2)
-        result["bits_per_token_by_mask_rate"] = (weighted.sum(0) / tokens / math.log(2)).tolist()
+        result["bits_per_token_by_mask_rate"] = (weighted.sum(0) / tokens / LN2).tolist()
         advance("masked perplexity")
         result["masked_perplexity"] = masked_perplexity(model, sequences, seed)
         blocks = {"left_to_right_": 1, "sampler_order_": sampling.block_size or model.config.block_size}
@@ -655,7 +656,7 @@ def evaluate_checkpoint(path, advance):
         unigram_bits_per_byte=bits_per_byte(unigram_nats, sizes)[0],
         ngram_bits_per_byte=bits_per_byte(ngram_nats, sizes)[0], ngram_order=NGRAM_ORDER,
         compressor_bits_per_byte=cost, compressor=program,
-        unigram_bits_per_token=unigram_nats.sum() / figures["tokens"] / math.log(2))
+        unigram_bits_per_token=unigram_nats.sum() / figures["tokens"] / LN2)
     advance("writing samples")
     chosen = choose_prompts(source.openings, tokenizer, context, notes)
     samples, speed = write_samples(model, tokenizer, chosen)
@@ -666,7 +667,7 @@ def evaluate_checkpoint(path, advance):
                            source.english, notes)
 
     stages, at = training.get("knobs", {}).get("stages", []), (training.get("stage") or 1) - 1
-    course = training | next(iter(stages[at:]), {})  # how far the run had come, and how its stage masks
+    course = training | next(iter(stages[at:]), {})  # with how its stage masked
     result = dict(
         checkpoint=str(path), book=source.name, title=source.title, split=split, seed=seed,
         parameters=count_parameters(model.config)["total"], causal=model.config.causal,
@@ -816,11 +817,10 @@ def number(value, unit="", error=None):
     """A figure for people, with twice its standard error."""
     if value is None:
         return "–"
-    if unit.startswith("share"):
-        return f"{value:.1%}"
-    if isinstance(value, int) or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if error is None else f"{value:.3f} ± {2 * error:.3f}"
+    if error is not None:
+        return f"{value:.3f} ± {2 * error:.3f}"
+    whole = isinstance(value, int) or abs(value) >= 100
+    return format(value, ".1%" if unit.startswith("share") else ",.0f" if whole else ".4g")
 
 
 def charts(results, names):
@@ -905,7 +905,7 @@ def main():
     names = [checkpoint or out_dir, *filter(None, compare.split(","))]
     paths = [path if path.suffix == ".pt" or (path / "model.safetensors").exists() else path / "best.pt"
              for path in map(Path, names)]
-    for path in paths:  # said now, not after the first has been measured
+    for path in paths:  # said before any is measured
         if not path.exists():
             fail(f"no checkpoint at {path}: train one first, python train.py")
     found, folder, columns = [], Path(out_dir), ("{task.description}", BarColumn(), TimeElapsedColumn())
