@@ -51,12 +51,12 @@ sampling = Sampling()  # as in sample.py: --steps=50, --block_size=16
 text1 = ""             # with text2: only print how alike two texts (or files) are
 text2 = ""             # the other text
 
+LN2 = math.log(2)
 NGRAM_ORDER = 4  # on one book a fifth token gains nothing
 RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)  # mask rates of the masked perplexity
 MASK_DRAWS = 4  # masks per sequence and rate
 COPIED = 8  # tokens; a run of so many from the training text is a copy
 REPLICATES = 200  # bootstrap samples of the book's style
-LN2 = math.log(2)  # nats to a bit
 RUN = 8  # neighbouring passages in them: a scene
 
 
@@ -215,10 +215,11 @@ def memorization(texts, source, decode):
 
 # ---- style
 
+DISTANCE = "distance, 0–1", "↓"
 STYLE = dict(  # label, unit, what is best: ↔ inside the book's own range, or ↓ low, a distance from the book
     sentence_length=("Sentence length, mean", "words", "↔"),
     sentence_spread=("Sentence length, standard deviation", "words", "↔"),
-    sentence_profile=("Sentence lengths", "distance, 0–1", "↓"),
+    sentence_profile=("Sentence lengths", *DISTANCE),
     type_token_ratio=("Type-token ratio", "distinct words per word", "↔"),
     mattr=("Moving-average type-token ratio", "distinct words per word, windows of 50", "↔"),
     mtld=("MTLD", "words per factor", "↔"),
@@ -226,14 +227,14 @@ STYLE = dict(  # label, unit, what is best: ↔ inside the book's own range, or 
     coverage=("Words that the rest of the book uses", "share of words", "↔"),
     punctuation=("Punctuation", "marks per word", "↔"),
     delta=("Burrows's Delta, top 150 words", "standard deviations", "↓"),
-    character_profile=("Groups of three characters", "distance, 0–1", "↓"),
+    character_profile=("Groups of three characters", *DISTANCE),
     # the rest know English alone
     flesch_kincaid=("Flesch-Kincaid", "school grade", "↔"),
     gunning_fog=("Gunning Fog", "school years", "↔"),
     function_words=("Function words", "share of words", "↔"),
-    function_profile=("Choice of function words", "distance, 0–1", "↓"),
-    tag_profile=("Order of parts of speech", "distance, 0–1", "↓"),
-    chunk_profile=("Shapes of phrases", "distance, 0–1", "↓"))
+    function_profile=("Choice of function words", *DISTANCE),
+    tag_profile=("Order of parts of speech", *DISTANCE),
+    chunk_profile=("Shapes of phrases", *DISTANCE))
 
 
 def parsed(text):
