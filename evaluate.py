@@ -114,7 +114,7 @@ def ngrams(items, n):
 
 
 def mean(values):
-    """None of none."""
+    """None for none."""
     return np.mean(values) if len(values) else None
 
 
@@ -348,7 +348,7 @@ def style(of_book, groups, english):
 
 def measure_style(train_text, held_out_text, completions, english, notes):
     """`style` of as many samples and controls, of one length; else None, the reason in notes."""
-    lengths = sorted(len(words_of(text)) for text in completions)
+    lengths = sorted(map(len, map(words_of, completions)))
     length = max(1, lengths[len(lengths) // 10])  # the few shorter texts are left out
     groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]],
               "held_out": passages_of(held_out_text, length)}
@@ -599,8 +599,8 @@ def look_at(samples, source, ngram, tokenizer, notes):
     """({"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, {group: texts})
     of samples and, if there are any, as many held-out passages as long."""
     lengths = [len(s["ids"]) for s in samples]
-    passages = chop(chain(*source.held_out.values()), max(lengths))
-    passages = [ids for ids in passages if len(ids) >= min(lengths)]
+    passages = [ids for ids in chop(chain(*source.held_out.values()), max(lengths))
+                if len(ids) >= min(lengths)]
     n = min(len(passages), len(samples))
     kept = spread(samples, n or len(samples))
     if n < len(samples):
@@ -610,7 +610,7 @@ def look_at(samples, source, ngram, tokenizer, notes):
     if n:
         groups["held_out"] = spread(passages, n), range(n)
     texts = {group: [*map(tokenizer.decode, lists)] for group, (lists, _) in groups.items()}
-    length = int(np.median([len(words_of(text)) for text in texts["generated"]]))
+    length = int(np.median([*map(len, map(words_of, texts["generated"]))]))
     of_book = passages_of(source.train_text, max(20, length)) or [source.train_text]
     alike, some = Similarity(of_book, source.english), spread(of_book, 100)
     found = dict(similarity={}, diversity={}, memorization={}, judged={})
