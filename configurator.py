@@ -168,7 +168,7 @@ def execute(path, knobs, default, kinds):
     for name, value in scope.items():
         if name in default:
             knobs[name] = checked(name, value, default[name], kinds)
-        elif not (name.startswith("_") or isinstance(value, types.ModuleType)):
+        elif not (str(name).startswith("_") or isinstance(value, types.ModuleType)):
             holder = home(name, default, f"{path}: unknown key {name!r}")
             value = checked(f"{holder}.{name}", value, default[holder][name], kinds)
             knobs[holder] = knobs[holder] | {name: value}
