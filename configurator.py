@@ -1,9 +1,9 @@
-"""Knobs: the lower-case globals at the top of a script, set by config files and --key=value.
+"""Knobs: lower-case globals at the top of a script, set by config files and --key=value.
 
     python train.py config/demo.py config/memory_efficient.py --learning_rate=3e-4 --stages[0].epochs=10
 
-Config files are Python, executed in order with the knobs as their globals, or a run's saved config.json.
-Unknown names, wrong types and values outside the range that ends a knob's comment are errors.
+Config files are Python, run in order with the knobs as globals, or a run's saved config.json. Unknown names,
+wrong types and values outside the range that ends a knob's comment are errors.
 """
 import ast
 import contextlib
@@ -11,24 +11,25 @@ import copy
 import dataclasses
 import difflib
 import json
-import math
 import os
 import re
 import sys
+import textwrap
 import traceback
 import types
-from typing import NoReturn
+from decimal import Decimal
+from pathlib import Path
 
 
-def fail(message) -> NoReturn:
+def fail(message):
     """End the program as every user error does: one line on stderr, exit status 2."""
-    text = " ".join(str(message).split())
-    print(f"{os.path.basename(sys.argv[0])}: {text[:1500]}{' ...' * (len(text) > 1500)}", file=sys.stderr)
+    line = textwrap.shorten(str(message), 1500, placeholder=" ...")
+    print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
     sys.exit(2)
 
 
 def run_script(main):
-    """A script's main, which Ctrl-C and a reader that has seen enough (`| head`) end quietly."""
+    """A script's main, which Ctrl-C and a reader that stops early end quietly."""
     try:
         main()
         sys.stdout.flush()
@@ -46,8 +47,8 @@ def run_script(main):
 
 @contextlib.contextmanager
 def written(path, mode="w"):
-    """A file to write that takes the place of `path` when it is whole: a reader finds all of the old content
-    or all of the new. On a full disk nothing is left of it, and the OSError names `path`."""
+    """A file to write, which takes the place of `path` when it is whole. Where that fails nothing is left of
+    it, and an OSError names `path`."""
     aside = f"{path}.writing"
     try:
         with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -70,32 +71,31 @@ def write_json(path, value):
 
 
 def configure(script, positional=None, base=None, arguments=None):
-    """Apply `arguments`, or sys.argv's, to the knobs in `script` (a module's globals()) -> dict of them,
-    resolved, ready for JSON. What `base` has (of a resumed run, say) stands in the place of the defaults.
+    """Apply `arguments`, or sys.argv's, to the knobs in `script` (a module's globals()) -> dict of them, for
+    JSON. What `base` has (a resumed run's, say) takes the place of defaults.
 
-    A knob is a lower-case global assigned before the script's first function. One annotated there
-    (`top_k: int | None = 20`) may have any of those types, others keep the type they start with. Fields of a
-    dataclass and keys of a dict are knobs too. An argument that is neither --key=value nor a .py or .json
-    file sets `positional`.
+    A knob is a lower-case global assigned before the script's first function, of the type it has there or
+    those in its annotation (`top_k: int | None = 20`); a dataclass's fields and a dict's keys are knobs too.
+    An argument that is neither --key=value nor a .py or .json file sets `positional`.
     """
     comments = dict(documented(script["__file__"]))
     default = {name: script[name] for name in comments}
-    kinds = dict(script.get("__annotations__", {}))  # {knob or knob.field: its type}, where it has one
+    kinds = script.get("__annotations__", {})  # types by knob or knob.field
     groups = {name: value for name, value in default.items() if dataclasses.is_dataclass(value)}
     for name, group in groups.items():
         default[name] = dataclasses.asdict(group)
-        kinds |= {f"{name}.{field.name}": field.type for field in dataclasses.fields(group)}
+        kinds = kinds | {f"{name}.{field.name}": field.type for field in dataclasses.fields(group)}
     knobs = copy.deepcopy(default)
-    for name in default.keys() & (base or {}).keys():
+    for name in default.keys() & (base or {}):
         knobs[name] = checked(name, base[name], default[name], kinds)
-    for argument in sys.argv[1:] if arguments is None else arguments:
+    for argument in arguments or sys.argv[1:]:
         if argument in ("--help", "-h"):
-            print((script["__doc__"] or "").strip() + "\n\nknobs, set by --key=value or in a config file:")
+            print(script["__doc__"].strip() + "\n\nknobs, set by --key=value or in a config file:")
             for name, comment in comments.items():
                 fields = dataclasses.fields(groups[name]) if name in groups else ()
                 known = [(f.name, knobs[name][f.name], f.metadata["meaning"]) for f in fields]
                 for key, value, meaning in known or [(name, knobs[name], comment)]:
-                    print(f"  --{key}={value!r}" + (f"\n        {meaning}" if meaning else ""))
+                    print(f"  --{key}={value!r}\n        {meaning}".rstrip())
             sys.stdout.flush()
             sys.exit(0)
         elif argument.startswith("--"):
@@ -106,7 +106,7 @@ def configure(script, positional=None, base=None, arguments=None):
         elif positional:
             assign(knobs, default, kinds, positional, argument)
         else:
-            fail(f"unexpected argument {argument!r}: options are --key=value, config files end in .py")
+            fail(f"unexpected argument {argument!r}: options are --key=value, config files *.py")
     for name, comment in comments.items():
         in_range(name, knobs[name], comment)
     try:
@@ -117,24 +117,21 @@ def configure(script, positional=None, base=None, arguments=None):
 
 
 def documented(path):
-    """Yield (name, comment) of every knob of the script at `path`; the comment stands beside or above it."""
-    with open(path, encoding="utf-8") as file:
-        lines = file.read().splitlines()
+    """Yield (name, comment beside or above it) of every knob of the script at `path`."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
     for node in ast.parse("\n".join(lines)).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             return
         target = getattr(node, "targets", [getattr(node, "target", None)])[0]
         if isinstance(target, ast.Name) and target.id.islower() and not target.id.startswith("_"):
             beside = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode()
-            comments = [text.strip()[1:].strip() for text in (beside, lines[node.lineno - 2])
-                        if text.strip().startswith("#")]
-            yield target.id, comments[0] if comments else ""
+            found = re.search(r"^\s*#\s*(.*)", f"{beside}\n{lines[node.lineno - 2]}", re.M)
+            yield target.id, found[1].strip() if found else ""
 
 
 def in_range(name, value, comment):
-    """fail() where a comment rules a knob's value out: it ends in the numbers this may be, as [0, 1) or
-    [1, ...), or in the words, as {cooccurrence, normal}. Where a knob takes both, the range is that of the
-    numbers; a list has one at least, and each lies in it."""
+    """fail() where a comment rules a knob's value out: it ends in a range of numbers, as [0, 1) or [1, ...),
+    of each in a list, which is not empty; or in the words it may be, as {cooccurrence, normal}."""
     found = re.search(r"\{(.+)\}$|[\[(]([-\d.e]+), ([-\d.e]+)[\])]$", comment)
     if not found:
         return
@@ -152,29 +149,26 @@ def in_range(name, value, comment):
 
 
 def execute(path, knobs, default, kinds):
-    """Run a config file on a copy of the knobs (default, kinds: as in configure) and return them, checked;
-    names with an underscore and modules are its own affair."""
+    """The knobs (default, kinds: as in configure) after a config file has run, checked; modules and names
+    with an underscore are its own."""
     scope = copy.deepcopy(knobs)
     try:
-        with open(path, encoding="utf-8") as file:
-            if path.endswith(".json"):
-                scope |= json.load(file)
-            else:
-                exec(compile(file.read(), path, "exec"), scope)
+        text = Path(path).read_text(encoding="utf-8")
+        if path.endswith(".json"):
+            scope |= json.loads(text)
+        else:
+            exec(compile(text, path, "exec"), scope)
     except OSError as error:
         fail(f"config file {path}: {error.strerror}")
-    except Exception as error:  # whatever is wrong in a user's file, its user wants file and line
+    except Exception as error:  # whatever it is, its user wants file and line
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == path]
-        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        *_, line = getattr(error, "lineno", None), *(f.lineno for f in frames if f.filename == path)
         fail(f"config file {path}{f', line {line}' if line else ''}: {type(error).__name__}: {error}")
     knobs = dict(knobs)  # what the file deletes stays as it is
     for name, value in scope.items():
-        if str(name).startswith("_") or isinstance(value, types.ModuleType):
-            continue
         if name in default:
             knobs[name] = checked(name, value, default[name], kinds)
-        else:
+        elif not (str(name).startswith("_") or isinstance(value, types.ModuleType)):
             holder = home(name, default, f"{path}: unknown key {name!r}")
             value = checked(f"{holder}.{name}", value, default[holder][name], kinds)
             knobs[holder] = knobs[holder] | {name: value}
@@ -183,17 +177,14 @@ def execute(path, knobs, default, kinds):
 
 def home(name, knobs, unknown):
     """The knob that holds the key `name`, or fail(unknown)."""
-    known = [*knobs]
-    for knob, value in knobs.items():
-        if isinstance(value, dict):
-            if name in value:
-                return knob
-            known += value
-    fail(f"{unknown}{nearest(name, known)}")
+    homes = {key: knob for knob, value in knobs.items() if isinstance(value, dict) for key in value}
+    if name not in homes:
+        fail(f"{unknown}{nearest(name, [*knobs, *homes])}")
+    return homes[name]
 
 
 def assign(knobs, default, kinds, key, text):
-    """Set --key=text in place; a key may lead into lists and dicts: stages[0].epochs or stages.0.epochs."""
+    """Set --key=text in place; keys lead into lists and dicts: stages[0].epochs or stages.0.epochs."""
     name, *path = re.sub(r"\[(\w+)\]", r".\1", key).split(".")
     if name not in knobs:
         name, path = home(name, knobs, f"unknown key --{key}"), [name, *path]
@@ -204,26 +195,21 @@ def assign(knobs, default, kinds, key, text):
         if last not in keys:
             fail(f"unknown key --{key}: there is no {last!r}{nearest(last, keys)}")
         like, kind = holder[last], kinds.get(f"{name}.{last}")
-    # a text knob takes its text as it stands
     if text is True and not isinstance(like, bool) and bool not in getattr(kind, "__args__", ()):
         fail(f"--{key} wants a value, written --{key}=VALUE")
-    if not isinstance(text, bool) and not (isinstance(like, str) and kind in (None, str)):
-        # not a literal, or one too deep: a string, if the type allows one
+    if text is not True and not (isinstance(like, str) and kind in (None, str)):
+        # no literal, or one too deep, stays a string
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             text = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     holder[last] = checked(key, text, like, {key: kind})
 
 
 def checked(key, value, like, kinds):
-    """`value` if the knob may hold it: one of the types in its annotation in `kinds`, else that of `like`,
-    the value it replaces."""
+    """`value` if the knob may hold it: of its types in `kinds`, else that of `like`, which it replaces."""
     kind = kinds.get(key) or type(like)
     allowed = getattr(kind, "__args__", (kind,))
     if type(value) is int and int not in allowed and float in allowed:
-        try:
-            value = float(value)
-        except OverflowError:
-            value = math.inf if value > 0 else -math.inf
+        value = float(Decimal(value))  # inf where float(value) overflows
     value = list(value) if isinstance(value, tuple) else value
     if type(value) not in allowed:
         names = ("None" if k is types.NoneType else k.__name__ for k in allowed)
@@ -244,11 +230,11 @@ def shown(value):
     try:
         text = repr(value)
     except ValueError:
-        text = "a number of thousands of digits"  # more than Python writes
+        text = "a number of thousands of digits"
     return text if len(text) < 300 else text[:300] + " ..."
 
 
 def nearest(name, known):
-    """The end of a message: the known key most like an unknown one, or all of them."""
+    """The end of a message: the known key most like this, or all."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(map(str, known))}"

@@ -1,12 +1,12 @@
-"""What a checkpoint is worth: evaluation.json for programs and evaluation.html for people, in out_dir.
+"""What a checkpoint is worth: evaluation.json for programs, evaluation.html for people, in out_dir.
 
     python evaluate.py
     python evaluate.py --split=val --left_to_right --control=another_book.txt
     python evaluate.py --compare=out_causal,out_no_curriculum  # side by side; a causal one judges samples too
     python evaluate.py --text1="It was dark." --text2=chapter.txt  # only compare two texts
 
-One seed on one machine gives the same numbers again, but for times and memory. What cannot be measured is
-null, with the reason in `notes`.
+One seed on one machine gives the same numbers, but for times and memory. What cannot be measured is null,
+with the reason in `notes`.
 """
 import base64
 import bz2
@@ -17,81 +17,79 @@ import lzma
 import math
 import re
 import sys
-from collections import Counter
-from dataclasses import asdict
+from collections import Counter, namedtuple
 from functools import partial
 from itertools import chain, cycle, groupby, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
-from torch.nn.functional import cross_entropy
 
 import sample
 from configurator import configure, fail, run_script, write_json, written
-from model import Sampling, count_parameters, held_out_bound, hide, pad, parts, peak_memory_gb
+from model import Sampling, count_parameters, held_out_bound, pad, parts, peak_memory_gb
+from model import spread as laid_out
 from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
 
-out_dir = "out"         # where train.py left its checkpoints and the evaluation goes
-checkpoint = ""         # a checkpoint's path; empty: best.pt in out_dir
-book = ""               # the prepared book; empty: the checkpoint's, or the one prepared last
-split = "test"          # held-out text for the likelihood and the prompts {test, val}
-device = ""             # cpu, cuda, mps; empty: a GPU if there is one
-seed = 0                # of every random draw [0, 2000000000]
-points = 0              # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
-left_to_right = False   # also exact likelihoods, a call per token: left to right, and in the sampler's order
-compare = ""            # other out_dirs (or checkpoints) to put beside this one, with commas
-control = ""            # another book: its style should not pass for this one's
-prompts = ""            # a file of prompts, one a line; empty: openings of held-out sentences
-n_prompts = 8           # how many prompts [1, ...)
-n_seeds = 3             # texts per prompt [1, ...)
-max_tokens = 100        # tokens per text, less where the model's context is short [8, ...)
-sampling = Sampling()   # how the samples are drawn, as in sample.py: --steps=50, --block_size=16
-text1 = ""              # with text2: only print the similarity of two texts (or files)
-text2 = ""              # the other text
+out_dir = "out"        # where the checkpoints are and the evaluation goes
+checkpoint = ""        # a checkpoint's path; empty: best.pt in out_dir
+book = ""              # the prepared book; empty: the checkpoint's, or the last one prepared
+split = "test"         # held-out text for likelihood and prompts {test, val}
+device = ""            # cpu, cuda, mps; empty: a GPU if there is one
+seed = 0               # of every random draw [0, 2000000000]
+points = 0             # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
+left_to_right = False  # also exact likelihoods, a call per token: left to right, and in the sampler's order
+compare = ""           # other out_dirs or checkpoints to put beside this one, with commas
+control = ""           # another book, whose style should not pass for this one's
+prompts = ""           # a file of prompts, one a line; empty: openings of held-out sentences
+n_prompts = 8          # how many prompts [1, ...)
+n_seeds = 3            # texts per prompt [1, ...)
+max_tokens = 100       # tokens per text, less where the model's context is short [8, ...)
+sampling = Sampling()  # as in sample.py: --steps=50, --block_size=16
+text1 = ""             # with text2: only print how alike two texts (or files) are
+text2 = ""             # the other text
 
-NGRAM_ORDER = 4         # on one book a fifth token gains nothing measurable
-RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)    # mask rates of the masked perplexity
-MASK_DRAWS = 4          # masks per sequence and rate
-COPIED = 8              # tokens; a run this long that stands in the training text is a copy
-REPLICATES = 200        # bootstrap samples of the book's style
-RUN = 8                 # neighbouring passages in them, about a scene
+LN2 = math.log(2)
+NGRAM_ORDER = 4  # on one book a fifth token gains nothing
+RATES = (0.05, 0.1, 0.15, 0.2, 0.5, 0.9)  # mask rates of the masked perplexity
+MASK_DRAWS = 4  # masks per sequence and rate
+COPIED = 8  # tokens; a run of so many from the training text is a copy
+REPLICATES = 200  # bootstrap samples of the book's style
+RUN = 8  # neighbouring passages in them: a scene
 
 
 # ---- an n-gram model
 
 class NGram:
     """Interpolated Kneser-Ney (Chen and Goodman 1999, sec. 2.7) of ids 0 .. vocab-1, down to the uniform
-    distribution; an order's discount is n1 / (n1 + 2·n2) (Ney et al. 1994). A sequence begins without
-    context: its first tokens are predicted by lower orders, whose counts are of distinct left neighbours,
-    the beginning being one. NLTK's model is the same but for the discount, and takes 24 ms a token."""
+    distribution, with discounts n1 / (n1 + 2·n2) (Ney et al. 1994). Lower orders, which predict a sequence's
+    first tokens, count distinct left neighbours, its beginning being one. (NLTK's takes 24 ms a token.)"""
 
     def __init__(self, order, vocab, sequences):
-        self.vocab, self.tables = vocab, []     # discount, counts, by context their sum and number
+        self.vocab, self.tables = vocab, []  # discount, counts, by context their sum and number
         for k in range(1, order + 1):
-            grams = [(s[i - 1] if i else None, *s[i:i + k]) for s in sequences for i in range(len(s) - k + 1)]
+            grams = [gram for ids in sequences for gram in ngrams([None, *ids], k + 1)]
             counts = Counter(gram[1:] for gram in (grams if k == order else set(grams)))
             seen = Counter(counts.values())
-            discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5    # of none, any will do
+            discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5  # of none, any will do
             total, distinct = (Counter(gram[:-1] for gram in grams) for grams in (counts.elements(), counts))
             self.tables.append((discount, counts, total, distinct))
 
     def nats(self, tokens):
         """-log p of each token given those before it, float64."""
-        result = np.empty(len(tokens))
-        for i in range(len(tokens)):
+        result = []
+        for i, token in enumerate(tokens):
             p = 1 / self.vocab
             for k, (discount, counts, total, distinct) in enumerate(self.tables[:i + 1]):
-                gram = tuple(tokens[i - k:i + 1])
-                context = gram[:-1]
-                if context not in total:    # nor any longer one
+                context = tuple(tokens[i - k:i])
+                if context not in total:  # nor any longer one
                     break
-                p = (max(counts[gram] - discount, 0) + discount * distinct[context] * p) / total[context]
-            result[i] = -math.log(p)
-        return result
+                seen = max(counts[*context, token] - discount, 0)
+                p = (seen + discount * distinct[context] * p) / total[context]
+            result.append(-math.log(p))
+        return np.array(result)
 
 
 # ---- measures of a text
@@ -112,7 +110,12 @@ def passages_of(text, length):
 
 
 def ngrams(items, n):
-    return [tuple(items[i:i + n]) for i in range(len(items) - n + 1)]
+    return list(zip(*(items[i:] for i in range(n))))
+
+
+def mean(values):
+    """None for none."""
+    return np.mean(values) if len(values) else None
 
 
 def type_token_ratio(words):
@@ -121,12 +124,12 @@ def type_token_ratio(words):
 
 def mattr(words, window=50):
     """Moving-average type-token ratio (Covington and McFall 2010)."""
-    return float(np.mean([type_token_ratio(gram) for gram in ngrams(words, min(window, len(words)))]))
+    return mean([type_token_ratio(gram) for gram in ngrams(words, min(window, len(words)))])
 
 
 def mtld(words, threshold=0.72):
     """Words per stretch in which the type-token ratio falls to the threshold, mean of both directions
-    (McCarthy and Jarvis 2010). Infinite without repetition."""
+    (McCarthy and Jarvis 2010)."""
     def one_way(words):
         factors, seen, count = 0.0, set(), 0
         for word in words:
@@ -141,113 +144,107 @@ def mtld(words, threshold=0.72):
 
 
 def burrows_delta(first, second, spread):
-    """Mean distance of relative frequencies (W,) in standard deviations `spread` (W,), over words that vary
-    (Burrows 2002; this form: Argamon 2008)."""
+    """Mean distance of frequencies (W,) in standard deviations `spread` (W,), over words that vary (Burrows
+    2002; this form: Argamon 2008)."""
     varies = spread > 0
-    return float(np.mean(np.abs(first - second)[varies] / spread[varies]))
+    return np.mean(np.abs(first - second)[varies] / spread[varies])
 
 
 def jensen_shannon(p, q):
-    """Distance of two count vectors, 0 (the same distribution) to 1 (nothing in common, or none in one)."""
+    """Distance of two vectors of counts, from 0 (proportional) to 1 (nothing in common, or none in one)."""
     from scipy.spatial.distance import jensenshannon
-    return float(jensenshannon(p, q, base=2)) if np.any(p) and np.any(q) else 1.0
+    return jensenshannon(p, q, base=2) if np.any(p) and np.any(q) else 1.0
 
 
 def distinct_n(texts, n):
-    """Distinct n-grams per n-gram over all texts (lists of words) (Li et al., 1510.03055), or None."""
+    """Distinct n-grams per n-gram of all texts, lists of words (Li et al., 1510.03055), or None."""
     grams = [gram for words in texts for gram in ngrams(words, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def repetition(texts, n=4):
-    """Share of n-grams that their own text has had before, or None."""
+    """Share of n-grams that their text has had before, or None."""
     grams = [ngrams(words, n) for words in texts]
-    return 1 - sum(len(set(g)) for g in grams) / sum(map(len, grams)) if any(grams) else None
+    return 1 - sum(map(len, map(set, grams))) / sum(map(len, grams)) if any(grams) else None
 
 
 def entropy(texts):
-    """Bits per word of the distribution of words over all texts, or None."""
+    """Of the distribution of all texts' words, in bits, or None."""
     from scipy.stats import entropy
-    counts = list(Counter(chain(*texts)).values())
-    return float(entropy(counts, base=2)) if counts else None
+    counts = [*Counter(chain(*texts)).values()]
+    return entropy(counts, base=2) if counts else None
 
 
 def self_bleu(texts):
-    """Mean BLEU-4 of each text against all others (Zhu et al., 1802.01886), or None."""
+    """Mean BLEU-4 of each text against the others (Zhu et al., 1802.01886), or None."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-    if len(texts) < 2:
-        return None
-    smooth = SmoothingFunction().method1    # where no n-gram is shared the shorter ones still count
-    return float(np.mean([sentence_bleu(texts[:i] + texts[i + 1:], words, smoothing_function=smooth)
-                          for i, words in enumerate(texts)]))
+    smooth = SmoothingFunction().method1  # where no n-gram is shared the shorter ones still count
+    return mean([sentence_bleu(texts[:i] + texts[i + 1:], words, smoothing_function=smooth)
+                 for i, words in enumerate(texts) if len(texts) > 1])
 
 
 def as_characters(ids):
-    """Token ids as a str, in which `in` finds runs of them."""
+    """Token ids as a str, where `in` finds runs."""
     return "".join(map(chr, ids))
 
 
 def match_lengths(ids, source):
-    """For each position of ids, how many tokens from there on stand in source, both `as_characters`."""
-    lengths, length = [], 0
+    """How many tokens from each position of ids on stand in source, both `as_characters`."""
+    lengths, end = [], 0
     for i in range(len(ids)):
-        length = max(length - 1, 0)     # what matched from i-1 matches from i, one shorter
-        while i + length < len(ids) and ids[i:i + length + 1] in source:
-            length += 1
-        lengths.append(length)
+        end = max(i, end)  # what matched from i-1 matches from i
+        while end < len(ids) and ids[i:end + 1] in source:
+            end += 1
+        lengths.append(end - i)
     return lengths
 
 
 def memorization(texts, source, decode):
     """What texts (lists of ids) copy from source (ids): the longest run, the share of tokens in runs of
-    COPIED and more, and by n the share of n-grams that source does not have."""
-    source, total = as_characters(source), sum(map(len, texts))
-    found = [match_lengths(as_characters(ids), source) for ids in texts]
-    longest = max((ids[i:i + n] for ids, lengths in zip(texts, found) for i, n in enumerate(lengths)),
-                  key=len, default=[])
-    copied = sum(len({j for i, n in enumerate(lengths) if n >= COPIED for j in range(i, i + n)})
-                 for lengths in found)
-    novelty = {}
-    for n in range(2, 17):
-        new = [length < n for lengths in found for length in lengths[:max(0, len(lengths) - n + 1)]]
-        novelty[str(n)] = sum(new) / len(new) if new else None
-    return {"longest_run_tokens": len(longest), "longest_run_text": decode(longest),
-            "copied_share": copied / total if total else None, "tokens": total, "novelty": novelty}
+    COPIED and more, and the share of n-grams that source lacks."""
+    source = as_characters(source)
+    runs = [(text, i, n) for text, ids in enumerate(texts)
+            for i, n in enumerate(match_lengths(as_characters(ids), source))]
+    text, begin, longest = max(runs, key=lambda run: run[2])
+    copied = {(text, j) for text, i, n in runs if n >= COPIED for j in range(i, i + n)}
+    novelty = {str(n): mean([run < n for text, i, run in runs if i + n <= len(texts[text])])
+               for n in range(2, 17)}
+    return dict(longest_run_tokens=longest, longest_run_text=decode(texts[text][begin:begin + longest]),
+                copied_share=len(copied) / len(runs), tokens=len(runs), novelty=novelty)
 
 
 # ---- style
 
-INSIDE, LESS = "↔", "↓"     # best inside the book's own range, or low: a distance from the book
-STYLE = {       # label, unit, which is best
-    "sentence_length": ("Sentence length, mean", "words", INSIDE),
-    "sentence_spread": ("Sentence length, standard deviation", "words", INSIDE),
-    "sentence_profile": ("Sentence lengths", "distance, 0–1", LESS),
-    "type_token_ratio": ("Type-token ratio", "distinct words per word", INSIDE),
-    "mattr": ("Moving-average type-token ratio", "distinct words per word, windows of 50", INSIDE),
-    "mtld": ("MTLD", "words per factor", INSIDE),
-    "yules_k": ("Yule's K", "repeated pairs per 10,000", INSIDE),
-    "coverage": ("Words that the rest of the book uses", "share of words", INSIDE),
-    "punctuation": ("Punctuation", "marks per word", INSIDE),
-    "delta": ("Burrows's Delta, top 150 words", "standard deviations", LESS),
-    "character_profile": ("Groups of three characters", "distance, 0–1", LESS),
+DISTANCE = "distance, 0–1", "↓"
+STYLE = dict(  # label, unit, what is best: ↔ inside the book's own range, or ↓ low, a distance from the book
+    sentence_length=("Sentence length, mean", "words", "↔"),
+    sentence_spread=("Sentence length, standard deviation", "words", "↔"),
+    sentence_profile=("Sentence lengths", *DISTANCE),
+    type_token_ratio=("Type-token ratio", "distinct words per word", "↔"),
+    mattr=("Moving-average type-token ratio", "distinct words per word, windows of 50", "↔"),
+    mtld=("MTLD", "words per factor", "↔"),
+    yules_k=("Yule's K", "repeated pairs per 10,000", "↔"),
+    coverage=("Words that the rest of the book uses", "share of words", "↔"),
+    punctuation=("Punctuation", "marks per word", "↔"),
+    delta=("Burrows's Delta, top 150 words", "standard deviations", "↓"),
+    character_profile=("Groups of three characters", *DISTANCE),
     # the rest know English alone
-    "flesch_kincaid": ("Flesch-Kincaid", "school grade", INSIDE),
-    "gunning_fog": ("Gunning Fog", "school years", INSIDE),
-    "function_words": ("Function words", "share of words", INSIDE),
-    "function_profile": ("Choice of function words", "distance, 0–1", LESS),
-    "tag_profile": ("Order of parts of speech", "distance, 0–1", LESS),
-    "chunk_profile": ("Shapes of phrases", "distance, 0–1", LESS),
-}
+    flesch_kincaid=("Flesch-Kincaid", "school grade", "↔"),
+    gunning_fog=("Gunning Fog", "school years", "↔"),
+    function_words=("Function words", "share of words", "↔"),
+    function_profile=("Choice of function words", *DISTANCE),
+    tag_profile=("Order of parts of speech", *DISTANCE),
+    chunk_profile=("Shapes of phrases", *DISTANCE))
 
 
 def parsed(text):
-    """(lists of part-of-speech tags by sentence, phrases as "NP DT JJ NN") from TextBlob's lexicon."""
+    """(each sentence's part-of-speech tags, phrases as "NP DT JJ NN") from TextBlob's lexicon."""
     from textblob.en import parse
     sentences, phrases = [], []
     for line in parse(text).split("\n"):
-        tokens = [token.rsplit("/", 3) for token in line.split()]
-        sentences.append([tag for _, tag, _, _ in tokens])
-        for _, tag, chunk, _ in tokens:
+        tokens = [token.rsplit("/", 3)[1:3] for token in line.split()]
+        sentences.append([tag for tag, _ in tokens])
+        for tag, chunk in tokens:
             if chunk.startswith("B-"):
                 phrases.append(f"{chunk[2:]} {tag}")
             elif chunk.startswith("I-") and phrases:
@@ -259,109 +256,100 @@ def traits(text, punkt, english):
     """(words, sentence lengths in words, {name: number}, {name: Counter}) of a passage."""
     text = " ".join(text.split())
     words = words_of(text)
-    sentences = [piece for part in punkt.tokenize(text) for piece in re.split(r"(?<=[。！？])", part)]
-    lengths = [n for sentence in sentences if (n := len(words_of(sentence)))]
-    inside_words = sum(len(re.findall(r"\W", word)) for word in words)
-    numbers = {"punctuation": (len(re.findall(r"[^\w\s]", text)) - inside_words) / len(words)}
-    profiles = {"words": Counter(words), "sentence_profile": Counter(str(n // 4) for n in lengths),
-                "character_profile": Counter(map("".join, ngrams(text.lower(), 3)))}
+    lengths = [n for part in punkt.tokenize(text) for sentence in re.split(r"(?<=[。！？])", part)
+               if (n := len(words_of(sentence)))]
+    marks = len(re.findall(r"[^\w\s]", text)) - len(re.findall(r"\W", "".join(words)))
+    numbers = {"punctuation": marks / len(words)}
+    profiles = dict(words=Counter(words), sentence_profile=Counter(str(n // 4) for n in lengths),
+                    character_profile=Counter(ngrams(text.lower(), 3)))
     if english:
         import textstat
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
         tags, phrases = parsed(text)
-        function_words = [word for word in words if word in ENGLISH_STOP_WORDS]
-        pairs = (" ".join(pair) for sentence in tags for pair in pairwise(sentence))
-        numbers |= {"flesch_kincaid": textstat.flesch_kincaid_grade(text),
-                    "gunning_fog": textstat.gunning_fog(text),
-                    "function_words": len(function_words) / len(words)}
-        profiles |= {"function_profile": Counter(function_words), "chunk_profile": Counter(phrases),
-                     "tag_profile": Counter(pairs)}
+        function_words = Counter(word for word in words if word in ENGLISH_STOP_WORDS)
+        numbers |= dict(
+            flesch_kincaid=textstat.flesch_kincaid_grade(text), gunning_fog=textstat.gunning_fog(text),
+            function_words=function_words.total() / len(words))
+        profiles |= dict(function_profile=function_words, chunk_profile=Counter(phrases),
+                         tag_profile=Counter(chain(*map(pairwise, tags))))
     return words, lengths, numbers, profiles
 
 
 class Passages:
-    """The traits of a book's passages and other groups', each group in its `rows`."""
+    """The traits of texts, the first n of which are the book's; `rows` are indices of texts."""
 
-    def __init__(self, of_book, groups, english):
-        from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
+    def __init__(self, texts, n, english):
+        from nltk.tokenize.punkt import PunktSentenceTokenizer
         from sklearn.feature_extraction import DictVectorizer
-        punkt = PunktSentenceTokenizer(PunktTrainer(" ".join(of_book)).get_params())
-        self.rows, texts = {}, []
-        for name, group in ({"book": of_book} | groups).items():
-            self.rows[name] = np.arange(len(texts), len(texts) + len(group))
-            texts += group
+        punkt = PunktSentenceTokenizer(" ".join(texts[:n]))
         self.words, self.lengths, self.numbers, profiles = zip(*(traits(t, punkt, english) for t in texts))
         self.tables = {name: DictVectorizer().fit_transform([p[name] for p in profiles])
                        for name in profiles[0]}
-        self.book = self.sums(self.rows["book"])
+        self.n, self.book = n, self.sums(slice(n))
         self.top = np.argsort(-self.book["words"], kind="stable")[:150]
 
     def sums(self, rows):
-        """{profile: counts} of these passages together."""
+        """{profile: counts} of these together."""
         return {name: np.asarray(table[rows].sum(0))[0] for name, table in self.tables.items()}
 
     def measure(self, rows):
-        """({measure: value}, relative frequencies of the top words here and in the rest of the book)"""
+        """{measure: value}, relative frequencies of the top words here and in the rest of the book."""
         words, lengths = ([x for i in rows for x in lists[i]] for lists in (self.words, self.lengths))
         here, rest = self.sums(rows), self.book
-        if rows[0] in self.rows["book"]:    # not compared with itself
+        if rows[0] < self.n:  # not compared with itself
             rest = {name: counts - here[name] for name, counts in rest.items()}
-        values = {"sentence_length": np.mean(lengths), "sentence_spread": np.std(lengths),
-                  "type_token_ratio": type_token_ratio(words), "mattr": mattr(words),
-                  "mtld": min(mtld(words), 1e6), "yules_k": yules_k(words),
-                  "coverage": here["words"][rest["words"] > 0].sum() / len(words)}
+        values = dict(
+            sentence_length=np.mean(lengths), sentence_spread=np.std(lengths), mattr=mattr(words),
+            type_token_ratio=type_token_ratio(words), mtld=min(mtld(words), 1e6), yules_k=yules_k(words),
+            coverage=here["words"][rest["words"] > 0].sum() / len(words))
         values |= {name: np.mean([self.numbers[i][name] for i in rows]) for name in self.numbers[0]}
         values |= {name: jensen_shannon(here[name], rest[name]) for name in here if name != "words"}
-        return values, here["words"][self.top] / len(words), rest["words"][self.top] / rest["words"].sum()
-
-    def sentence_lengths(self, rows):
-        """Shares of sentences of 1-5, 6-10, ... words, the last 76 and more."""
-        fives = [min((n - 1) // 5, 15) for i in rows for n in self.lengths[i]]
-        return (np.bincount(fives, minlength=16) / len(fives)).tolist()
+        return values, *(counts["words"][self.top] / counts["words"].sum() for counts in (here, rest))
 
 
 def style(of_book, groups, english):
     """Are groups {name: K passages} inside the variation of the book's own passages, of the same length?
 
-    K of these drawn in runs of neighbours, again and again (a block bootstrap, Künsch 1989; without
-    replacement, for a passage that came twice would look repetitive), show how each measure varies where the
-    style is the book's by definition; profiles and coverage are against the rest of the book. `range` holds
-    95 % of the draws. `deviation` is in their standard deviations (upwards alone for what is itself a
-    distance), `distance` its root mean square over the measures; 99 of 100 draws stay under `limit`.
+    Draws of K of these in runs of neighbours (a block bootstrap, Künsch 1989; without replacement, for what
+    comes twice looks repetitive) show how each measure varies within the book; profiles and coverage are
+    against its rest. `range` holds 95 % of the draws. `deviation` is in their standard deviations (upwards
+    alone for a distance), `distance` its root mean square; 99 of 100 draws stay under `limit`.
     """
-    passages, rng = Passages(of_book, groups, english), np.random.default_rng(seed)
-    n, size = len(of_book), len(next(iter(groups.values())))
-    rows = []
-    for _ in range(REPLICATES):
-        starts = rng.permutation(n // RUN)[:-(-size // RUN), None] * RUN
-        rows.append((starts + np.arange(RUN) + rng.integers(n)).ravel()[:size] % n)
-    found = [passages.measure(some) for some in rows + [passages.rows[group] for group in groups]]
-    spread_of_words = np.std([here for _, here, _ in found[:REPLICATES]], axis=0)
-    for values, here, there in found:
-        values["delta"] = burrows_delta(here, there, spread_of_words)
+    n, k, size, rng = len(of_book), len(groups), len(groups["held_out"]), np.random.default_rng(seed)
+    passages = Passages([*of_book, *chain(*groups.values())], n, english)
+    others, runs = np.arange(n, n + k * size).reshape(k, size), np.arange(n // RUN * RUN).reshape(-1, RUN)
+    draws = [(rng.permutation(runs).ravel()[:size] + rng.integers(n)) % n for _ in range(REPLICATES)]
+    found = [passages.measure(rows) for rows in (*others, *draws)]
+    varied = np.std([here for _, here, _ in found[k:]], axis=0)
+    for values, here, rest in found:
+        values["delta"] = burrows_delta(here, rest, varied)
     measures, deviations = {}, []
-    for name, (_, unit, better) in STYLE.items():
+    for name, (_, unit, best) in STYLE.items():
         column = np.array([values.get(name, 0) for values, *_ in found])
-        own = column[:REPLICATES]
-        if own.std() > 0:       # else it measures nothing
+        own = column[k:]
+        if own.std() > 0:  # else it measures nothing
             z = (column - own.mean()) / own.std()
-            z, ends = (z.clip(0), (0, 0.95)) if better == LESS else (z, (0.025, 0.975))
+            z, ends = (z.clip(0), (0, 0.95)) if best == "↓" else (z, (0.025, 0.975))
             deviations.append(z)
             measures[name] = {"unit": unit, "range": np.quantile(own, ends).tolist()} | {
-                group: {"value": float(value), "deviation": float(deviation)}
-                for group, value, deviation in zip(groups, column[REPLICATES:], z[REPLICATES:])}
-    distances = [float(np.sqrt(np.mean(np.square(z)))) for z in zip(*deviations)]
-    limit, distances = float(np.quantile(distances[:REPLICATES], 0.99)), distances[REPLICATES:]
-    return {"passages": size, "words_per_passage": len(passages.words[0]), "limit": limit,
-            "distance": dict(zip(groups, distances)), "measures": measures,
-            "in_style": {group: value <= limit for group, value in zip(groups, distances)},
-            "sentence_lengths": {name: passages.sentence_lengths(own) for name, own in passages.rows.items()}}
+                group: {"value": value, "deviation": deviation}
+                for group, value, deviation in zip(groups, column, z)}
+    distances = [np.sqrt(np.mean(np.square(z))) for z in zip(*deviations)]
+    limit, distance = np.quantile(distances[k:], 0.99), dict(zip(groups, distances))
+    shares = {}  # of sentences of 1-5, 6-10, ... words, the last 76 and more
+    for group, rows in zip(("book", *groups), (range(n), *others)):
+        lengths = [*chain(*(passages.lengths[i] for i in rows))]
+        shares[group] = (np.histogram(lengths, [*range(1, 80, 5), np.inf])[0] / len(lengths)).tolist()
+    return dict(
+        passages=size, words_per_passage=len(passages.words[0]), limit=limit, distance=distance,
+        measures=measures, in_style={group: bool(value <= limit) for group, value in distance.items()},
+        sentence_lengths=shares)
 
 
 def measure_style(train_text, held_out_text, completions, english, notes):
     """`style` of as many samples and controls, of one length; else None, the reason in notes."""
-    lengths = sorted(len(words_of(text)) for text in completions)
-    length = max(1, lengths[len(lengths) // 10])    # the few shorter texts are left out
+    lengths = sorted(map(len, map(words_of, completions)))
+    length = max(1, lengths[len(lengths) // 10])  # the few shorter texts are left out
     groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]],
               "held_out": passages_of(held_out_text, length)}
     if control:
@@ -372,11 +360,11 @@ def measure_style(train_text, held_out_text, completions, english, notes):
     if length < 25 or size < 4:
         counts = ", ".join(f"{len(group)} {GROUPS[name]}" for name, group in groups.items())
         notes.append("Style is not measured: it wants four texts of 25 words from each source and sixteen "
-                     f"of the book; here, of {length} words, are {counts} and {len(of_book)} of the book.")
+                     f"of the book; of {length} words there are {counts} and {len(of_book)} of the book.")
         return None
     groups = {name: spread(group, size) for name, group in groups.items()}
     mixed = np.random.default_rng(seed).permutation(PIECE.findall(" ".join(groups["held_out"])))
-    groups["shuffled"] = [" ".join(part) for part in np.array_split(mixed, size)]
+    groups["shuffled"] = [*map(" ".join, np.array_split(mixed, size))]
     return style(of_book, groups, english)
 
 
@@ -388,87 +376,84 @@ def spread(items, n):
 # ---- similarity and diversity
 
 class Similarity:
-    """Similarity of texts, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD, both learnt from
-    the book (Deerwester et al. 1990); lexical, shared words among all words (Jaccard); syntactic, 1 -
-    Jensen-Shannon distance of parts of speech (English only); combined, their mean."""
+    """Of texts, 0 to 1: semantic, the cosine of TF-IDF vectors reduced by SVD, learnt from the book
+    (Deerwester et al. 1990); lexical, shared words of all words (Jaccard); syntactic, 1 - Jensen-Shannon
+    distance of parts of speech (English only); combined, their mean."""
 
     def __init__(self, texts, english):
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
         from threadpoolctl import threadpool_limits
-        self.english = english
-        self.tfidf = TfidfVectorizer(analyzer=words_of, sublinear_tf=True)
+        self.english, self.tfidf = english, TfidfVectorizer(analyzer=words_of, sublinear_tf=True)
         table = self.tfidf.fit_transform(texts)
-        with threadpool_limits(1):      # the same sums in the same order on any number of cores
+        with threadpool_limits(1):  # the same sums in the same order on any number of cores
             self.svd = TruncatedSVD(max(1, min(100, min(table.shape) - 1)), random_state=0).fit(table)
 
-    def between(self, first, second):
+    def between(self, *both):
         """Two lists of texts -> {respect: (len(first), len(second)) array}"""
+        from scipy.spatial.distance import cdist
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.metrics.pairwise import cosine_similarity
-        a, b = ([set(words_of(text)) for text in texts] for texts in (first, second))
-        vectors = (self.svd.transform(self.tfidf.transform(texts)) for texts in (first, second))
-        result = {"semantic": cosine_similarity(*vectors).clip(0, 1),
-                  "lexical": np.array([[len(x & y) / max(len(x | y), 1) for y in b] for x in a])}
+        a, b = ([*map(set, map(words_of, texts))] for texts in both)
+        vectors = (self.svd.transform(self.tfidf.transform(texts)) for texts in both)
+        result = dict(semantic=cosine_similarity(*vectors).clip(0, 1),
+                      lexical=np.array([[len(x & y) / max(len(x | y), 1) for y in b] for x in a]))
         if self.english:
             tags = DictVectorizer(sparse=False).fit_transform(
-                [Counter(chain(*parsed(text)[0])) for text in (*first, *second)])
-            result["syntactic"] = np.array([[1 - jensen_shannon(x, y) for y in tags[len(first):]]
-                                            for x in tags[:len(first)]])
-        return result | {"combined": np.mean(list(result.values()), axis=0)}
+                [Counter(chain(*parsed(text)[0])) for text in chain(*both)])
+            result["syntactic"] = 1 - cdist(tags[:len(a)], tags[len(a):], jensen_shannon)
+        return result | {"combined": np.mean([*result.values()], axis=0)}
 
 
 def diversity(texts, prompts, alike):
     """How different texts are from one another; prompts: one for each text."""
-    words = [words_of(text) for text in texts]
-    among, same = alike.between(texts, texts)["combined"], np.equal.outer(prompts, prompts)
+    words, among = [*map(words_of, texts)], alike.between(texts, texts)["combined"]
     others = ~np.eye(len(texts), dtype=bool)
-    pairs = {"pairwise_similarity": others, "same_prompt_similarity": others & same}
-    return {**{name: float(among[two].mean()) if two.any() else None for name, two in pairs.items()},
-            "self_bleu": self_bleu(words), "entropy": entropy(words), "repetition": repetition(words),
-            **{f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3, 4)}}
+    return dict(
+        pairwise_similarity=mean(among[others]),
+        same_prompt_similarity=mean(among[others & np.equal.outer(prompts, prompts)]),
+        self_bleu=self_bleu(words), entropy=entropy(words), repetition=repetition(words),
+        **{f"distinct_{n}": distinct_n(words, n) for n in range(1, 5)})
 
 
 # ---- likelihood
 
 def chop(examples, block_size):
-    """Lists of ids -> nearly equal pieces of at most block_size"""
+    """Lists of ids, in nearly equal pieces of at most block_size"""
     return [ids[a:b] for ids in examples for a, b in parts(0, len(ids), block_size)]
 
 
 def bits_per_byte(nats, sizes):
     """(ratio, its standard error) from nats and bytes per sequence, both (N,): a ratio estimator's (Cochran
-    1977, sec. 2.11), None for fewer than two. It has the noise of random masks in it, and ignores that
-    neighbours are alike."""
+    1977, sec. 2.11), of text and masks, as if neighbours were independent; None for one."""
     nats, sizes = np.asarray(nats, float), np.asarray(sizes, float)
     n, ratio = len(nats), nats.sum() / sizes.sum()
     squares = np.square(nats - ratio * sizes).sum()
-    error = math.sqrt(n / (n - 1) * squares) / sizes.sum() / math.log(2) if n > 1 else None
-    return float(ratio / math.log(2)), error
+    error = math.sqrt(n / (n - 1) * squares) / sizes.sum() / LN2 if n > 1 else None
+    return ratio / LN2, error
 
 
 @torch.no_grad()
 def masked_perplexity(model, sequences, seed):
-    """{rate: exp of the mean -log p of masked tokens}: not a likelihood, for the model sees the rest."""
+    """{rate: exp of the mean -log p of masked tokens}, no likelihood"""
     generator = torch.Generator().manual_seed(seed)
     nats, count = torch.zeros(len(RATES), dtype=torch.float64), torch.zeros(len(RATES))
     for tokens in sequences:
-        length = len(tokens)
-        k = torch.tensor([max(1, round(rate * length)) for rate in RATES]).repeat_interleave(MASK_DRAWS)
-        rows, noise = tokens.expand(len(k), -1), torch.rand(len(k), length, generator=generator)
-        hidden = hide(torch.ones_like(noise, dtype=torch.bool), k, noise)
+        k = torch.tensor([max(1, round(rate * len(tokens))) for rate in RATES for _ in range(MASK_DRAWS)])
+        rows, noise = tokens.expand(len(k), -1), torch.rand(len(k), len(tokens), generator=generator)
+        hidden = noise.argsort(1).argsort(1) < k[:, None]
         masked = rows.masked_fill(hidden, model.config.mask_id)
         logits = model(masked.to(model.device), hidden.to(model.device)).cpu().double()
-        rate = torch.arange(len(RATES)).repeat_interleave(MASK_DRAWS).repeat_interleave(k)
-        nats.index_add_(0, rate, cross_entropy(logits, rows[hidden], reduction="none"))
-        count += k.view(len(RATES), MASK_DRAWS).sum(1)
-    return {str(rate): float(value) for rate, value in zip(RATES, (nats / count).exp())}
+        rate = hidden.nonzero()[:, 0] // MASK_DRAWS
+        nats.index_add_(0, rate, torch.nn.functional.cross_entropy(logits, rows[hidden], reduction="none"))
+        count += rate.bincount()
+    return dict(zip(map(str, RATES), (nats / count).exp().tolist()))
 
 
 @torch.no_grad()
 def ordered_nats(model, sequences, order, block_size, advance=lambda step: None):
-    """(N,) -log p of 1-d tensors unmasked a token at a time, in blocks from left to right and within these in
-    the sampler's `order` (but for its ties): exact, for what comes next depends only on what has come."""
+    """(N,) -log p of 1-d tensors unmasked a token at a time, block by block, and in each in the sampler's
+    `order` (but for its ties): exact, for what comes next depends only on what has come."""
     config, size = model.config, max(1, 8192 // max(map(len, sequences)))
     total, generator = torch.zeros(len(sequences), dtype=torch.float64), torch.Generator().manual_seed(seed)
     for begin in range(0, len(sequences), size):
@@ -481,31 +466,30 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
             log_p = model(masked.to(model.device), where.to(model.device)).float().log_softmax(1).cpu()
             p = log_p.exp()
             likeliest, second = p.topk(2).values.T
-            score = {"margin": likeliest - second, "entropy": (p * log_p).sum(1)}.get(order, likeliest)
-            if order == "random":
-                score = torch.rand(len(p), generator=generator)
-            first = torch.full(where.shape, -torch.inf).masked_scatter(where, score).argmax(1, keepdim=True)
-            own = torch.zeros(where.shape).masked_scatter(where, log_p.gather(1, rows[where][:, None]))
-            total[begin:begin + size] -= own.gather(1, first)[:, 0].double()
+            score = {"margin": likeliest - second, "entropy": (p * log_p).sum(1),
+                     "random": torch.rand(len(p), generator=generator)}.get(order, likeliest)
+            first = laid_out(where, score, -torch.inf).argmax(1, keepdim=True)
+            own = laid_out(where, log_p.gather(1, rows[where][:, None]), 0)
+            total[begin:begin + size] -= own.gather(1, first)[:, 0]
             hidden.scatter_(1, first, False)
             advance(size / len(sequences) / len(place))
     return total
 
 
 def likelihood(model, sequences, sizes, seed, advance):
-    """(evaluation.json's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The ten
-    `bits_per_token_by_mask_rate` average to the bound, in bits per token. The twin's likelihood is exact."""
+    """(evaluation.json's `likelihood`, nats per sequence) of 1-d tensors; sizes: their bytes. The mean of the
+    ten `bits_per_token_by_mask_rate` is the bound."""
     advance("the bound on held-out text")
     exact, masks = model.config.causal, points or 10 * math.ceil(200 / len(sequences))
     bound = held_out_bound(model, sequences, masks, seed)
     nats, tokens = bound.per_sequence, int(bound.length.sum())
-    result = {"perplexity": math.exp(float(nats.sum()) / tokens), "exact": exact, "tokens": tokens,
-              "bytes": int(sum(sizes)), "sequences": len(sequences), "masks_of_each": 0 if exact else masks,
-              "masked_perplexity": None, "bits_per_token_by_mask_rate": None}
+    result = dict(perplexity=math.exp(nats.sum() / tokens), exact=exact, tokens=tokens, bytes=sum(sizes),
+                  sequences=len(sequences), masks_of_each=0 if exact else masks, masked_perplexity=None,
+                  bits_per_token_by_mask_rate=None)
     found = {"": nats, "left_to_right_": nats if exact else None, "sampler_order_": None}
     if not exact:
-        weighted = (bound.nats * bound.length[:, None] / bound.k).view(len(sequences), 10, -1).mean(2)
-        result["bits_per_token_by_mask_rate"] = (weighted.sum(0) / tokens / math.log(2)).tolist()
+        weighted = (bound.nats * bound.length[:, None] / bound.k).unflatten(1, (10, -1)).mean(2)
+        result["bits_per_token_by_mask_rate"] = (weighted.sum(0) / tokens / LN2).tolist()
         advance("masked perplexity")
         result["masked_perplexity"] = masked_perplexity(model, sequences, seed)
         blocks = {"left_to_right_": 1, "sampler_order_": sampling.block_size or model.config.block_size}
@@ -519,24 +503,12 @@ def likelihood(model, sequences, sizes, seed, advance):
 
 
 def compressor(train, held_out):
-    """(name, bits per byte) of the better of two compressors: what held-out bytes add to training bytes."""
-    programs = {"xz": lambda b: lzma.compress(b, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
-                "bzip2": bz2.compress}
-    added = {name: len(pack(train + held_out)) - len(pack(train)) for name, pack in programs.items()}
-    best = min(added, key=added.get)
-    return best, 8 * added[best] / len(held_out)
-
-
-def baselines(train, pieces, sizes, train_bytes, held_bytes, n_text):
-    """(evaluation.json's `baselines`, the n-gram model, its nats per piece)"""
-    _, ngram = tables = [NGram(order, n_text, train) for order in (1, NGRAM_ORDER)]
-    unigram_nats, nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
-    program, cost = compressor(train_bytes, held_bytes)
-    floor = {"unigram_bits_per_byte": bits_per_byte(unigram_nats, sizes)[0],
-             "ngram_bits_per_byte": bits_per_byte(nats, sizes)[0], "ngram_order": NGRAM_ORDER,
-             "compressor_bits_per_byte": cost, "compressor": program,
-             "unigram_bits_per_token": float(unigram_nats.sum() / sum(map(len, pieces)) / math.log(2))}
-    return floor, ngram, nats
+    """(name, bits per byte) of the better of two: what held-out bytes add to training bytes."""
+    programs = dict(xz=partial(lzma.compress, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
+                    bzip2=bz2.compress)
+    added, name = min((len(pack(train + held_out)) - len(pack(train)), name)
+                      for name, pack in programs.items())
+    return name, 8 * added / len(held_out)
 
 
 # ---- a checkpoint and its book
@@ -546,31 +518,19 @@ def prepared(name):
     latest = Path("data/latest")
     if not name and not latest.exists():
         fail("no book is prepared here: python prepare.py BOOK.txt")
-    folder = Path("data") / (name or latest.read_text(encoding="utf-8").strip())
+    folder = Path("data", name or latest.read_text(encoding="utf-8").strip())
     if not (folder / "tokenizer.json").exists():
         fail(f"{folder} is missing: prepare that book first, or name another with --book")
     return folder
 
 
-class Source(NamedTuple):
-    """A prepared book."""
-    name: str
-    title: str
-    train: list         # examples, lists of ids
-    held_out: dict      # of "val" and "test" the same
-    train_text: str
-    held_out_text: str
-    english: bool
-    openings: list      # of the split's sentences
-
-
 def open_book(path, saved):
-    """The Source of a checkpoint, or fail() where it is gone or differs from what was trained on."""
+    """A checkpoint's book: examples (lists of ids) to `train` on and `held_out` by split, their texts, the
+    `openings` of the split's sentences; fail() where it is gone or differs from what was trained on."""
     training, then = saved.get("training", {}), "prepare the book as it was then, or train again"
-    folder = prepared(book or training.get("dataset"))
-    if json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) != saved["tokenizer"]:
+    folder, streams, texts = prepared(book or training.get("dataset")), {}, {True: "", False: ""}
+    if json.loads((folder / "tokenizer.json").read_bytes()) != saved["tokenizer"]:
         fail(f"{folder} was prepared with another vocabulary than {path} was trained with: {then}")
-    streams = {}
     for stream in ("stage3_train", "val", "test"):
         raw = (folder / f"{stream}.bin").read_bytes()
         digest = hashlib.sha256(raw).hexdigest()
@@ -579,13 +539,14 @@ def open_book(path, saved):
         ids, cuts = np.frombuffer(raw, "<u2").tolist(), np.fromfile(folder / f"{stream}.idx", "<i8").tolist()
         streams[stream] = [ids[a:b] for a, b in pairwise(cuts)]
     text, sentences, title = read_prepared(folder)
-    texts = {True: "", False: ""}
     for train, run in groupby(sentences, key=lambda s: s["split"] == "train"):
-        run = list(run)
+        run = [*run]
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
     openings = [opening_of(text[s["start"]:s["end"]]) for s in sentences if s["split"] == split]
-    return Source(folder.name, title, streams.pop("stage3_train"), streams, texts[True], texts[False],
-                  is_english(words_of(texts[True])), [*filter(None, openings)])
+    return SimpleNamespace(
+        name=folder.name, title=title, train=streams.pop("stage3_train"), held_out=streams,
+        train_text=texts[True], held_out_text=texts[False], english=is_english(words_of(texts[True])),
+        openings=[*filter(None, openings)])
 
 
 def opening_of(sentence):
@@ -596,28 +557,28 @@ def opening_of(sentence):
 
 
 def choose_prompts(openings, tokenizer, context, notes):
-    """n_prompts of the openings, drawn by chance, or the first of a file of prompts."""
+    """n_prompts of the openings, by chance, or the first of a file."""
     if prompts:
-        lines = read_book(prompts)[0].splitlines()
-        return [line.strip() + " " for line in lines if line.strip()][:n_prompts]
+        lines = map(str.strip, read_book(prompts)[0].splitlines())
+        return [f"{line} " for line in lines if line][:n_prompts]
     if not openings:
-        notes.append("No held-out sentence has ten words: the samples are written without a prompt.")
-    drawn = np.random.default_rng(seed).permutation(len(openings))[:n_prompts]
+        notes.append("No held-out sentence has ten words: samples are written without a prompt.")
+    drawn = sorted(np.random.default_rng(seed).permutation(len(openings))[:n_prompts])
     # where no spaces are written six "words" may be long
-    cut = [tokenizer.encode(openings[i])[:context // 2] for i in sorted(drawn)]
+    cut = [tokenizer.encode(openings[i])[:context // 2] for i in drawn]
     return [tokenizer.decode(ids, "ignore") for ids in cut] or [""]
 
 
 def write_samples(model, tokenizer, chosen):
-    """(samples, speed): n_seeds texts for each prompt at once; then one alone, for its time."""
+    """(samples, speed): n_seeds texts for each prompt at once; one again, alone, for its time."""
     jobs, context = [], model.config.block_size
     for prompt in chosen:
         words = prompt.rstrip()
         room = min(max_tokens, context - len(tokenizer.encode(words)))
         if room < 8:
             fail(f"the prompt {prompt!r} leaves no room in the model's context of {context} tokens")
-        jobs += [sample.job_of(model, tokenizer, words, [prompt, room], each, sampling)
-                 for each in range(seed + len(jobs), seed + len(jobs) + n_seeds)]
+        for _ in range(n_seeds):
+            jobs.append(sample.job_of(model, tokenizer, words, [prompt, room], seed + len(jobs), sampling))
 
     def texts_of(jobs):
         return [{"ids": row[jobs[i].row == model.config.mask_id].tolist()} | result
@@ -628,126 +589,119 @@ def write_samples(model, tokenizer, chosen):
     except ValueError as error:
         fail(error)
     tokens, seconds, steps = (sum(s[key] for s in samples) for key in ("tokens", "seconds", "steps"))
-    return samples, {"device": str(model.device), "texts": len(samples),
-                     "calls_per_text": steps / len(samples),
-                     "tokens_per_second": tokens / seconds, "one_text_seconds": one["seconds"],
-                     "one_text_tokens_per_second": one["tokens"] / one["seconds"],
-                     "memory_gb": peak_memory_gb(model.device)}
+    return samples, dict(
+        device=str(model.device), texts=len(samples), calls_per_text=steps / len(samples),
+        tokens_per_second=tokens / seconds, one_text_seconds=one["seconds"],
+        one_text_tokens_per_second=one["tokens"] / one["seconds"], memory_gb=peak_memory_gb(model.device))
 
 
-def beside_held_out(samples, held_out, notes):
-    """(samples, held-out passages, lists of ids): as many and as long, or all samples and none."""
+def look_at(samples, source, ngram, tokenizer, notes):
+    """({"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, {group: texts})
+    of samples and, if there are any, as many held-out passages as long."""
     lengths = [len(s["ids"]) for s in samples]
-    passages = [ids for ids in chop(held_out, max(lengths)) if len(ids) >= min(lengths)]
+    passages = [ids for ids in chop(chain(*source.held_out.values()), max(lengths))
+                if len(ids) >= min(lengths)]
     n = min(len(passages), len(samples))
+    kept = spread(samples, n or len(samples))
     if n < len(samples):
         notes.append(f"Held-out text makes only {n} passages as long as the samples: they are compared with "
-                     f"{n or len(samples)} of {len(samples)} samples.")
-    return spread(samples, n or len(samples)), spread(passages, n)
-
-
-def look_at(ids, prompts, source, ngram, tokenizer):
-    """({"similarity" to the book, "diversity", "memorization", "judged": {group: figures}}, {group: texts});
-    ids: {group: lists of ids}; prompts: one for each of those generated."""
-    texts = {group: [tokenizer.decode(i) for i in members] for group, members in ids.items()}
-    length = int(np.median([len(words_of(text)) for text in texts["generated"]]))
-    passages = passages_of(source.train_text, max(20, length)) or [source.train_text]
-    alike, some = Similarity(passages, source.english), spread(passages, 100)
-    found = {"similarity": {}, "diversity": {}, "memorization": {}, "judged": {}}
-    for group, members in texts.items():
-        varied = diversity(members, prompts if group == "generated" else range(len(members)), alike)
-        nats = np.mean(np.concatenate([ngram.nats(i) for i in ids[group]]))
-        found["similarity"][group] = {respect: float(values.mean())
-                                      for respect, values in alike.between(members, some).items()}
-        found["diversity"][group] = varied
-        found["memorization"][group] = memorization(ids[group], chain(*source.train), tokenizer.decode)
-        found["judged"][group] = {"ngram_perplexity": math.exp(nats), "twin_perplexity": None,
-                                  "entropy": varied["entropy"], "repetition": varied["repetition"]}
+                     f"{len(kept)} of {len(samples)} samples.")
+    groups = {"generated": ([s["ids"] for s in kept], [s["prompt"] for s in kept])}
+    if n:
+        groups["held_out"] = spread(passages, n), range(n)
+    texts = {group: [*map(tokenizer.decode, lists)] for group, (lists, _) in groups.items()}
+    length = int(np.median([*map(len, map(words_of, texts["generated"]))]))
+    of_book = passages_of(source.train_text, max(20, length)) or [source.train_text]
+    alike, some = Similarity(of_book, source.english), spread(of_book, 100)
+    found = dict(similarity={}, diversity={}, memorization={}, judged={})
+    for group, (lists, prompts) in groups.items():
+        near = alike.between(texts[group], some)
+        found["similarity"][group] = {respect: values.mean() for respect, values in near.items()}
+        found["diversity"][group] = varied = diversity(texts[group], prompts, alike)
+        found["memorization"][group] = memorization(lists, chain(*source.train), tokenizer.decode)
+        nats = np.mean(np.concatenate([*map(ngram.nats, lists)]))
+        found["judged"][group] = dict(ngram_perplexity=math.exp(nats), twin_perplexity=None,
+                                      entropy=varied["entropy"], repetition=varied["repetition"])
     return found, texts
 
 
-class Evaluated(NamedTuple):
-    """A checkpoint's evaluation, and what comparing it with others needs."""
-    result: dict            # as in evaluation.json
-    model: torch.nn.Module
-    tokenizer: object
-    nats: np.ndarray        # (N,) the bound on -log p of each held-out piece,
-    sizes: np.ndarray       # its bytes,
-    example: np.ndarray     # and which example it is a part of
-    held_bytes: bytes       # all of them
-    texts: dict             # as compared with held-out ones
+# evaluation.json's content, and for comparing it with others, of each held-out piece, the bound on -log p,
+# its size in bytes and the example that it is cut from, (N,) each; all bytes; {group: texts}
+Evaluated = namedtuple("Evaluated", "result model tokenizer nats sizes example held_bytes texts")
 
 
 def evaluate_checkpoint(path, advance):
     """Everything about a checkpoint but what others say of it"""
     model, tokenizer, saved = sample.load(path, device)
     source, training, context = open_book(path, saved), saved.get("training", {}), model.config.block_size
-    cut = [chop([ids], context) for ids in source.held_out[split]]
-    pieces, example = list(chain(*cut)), np.repeat(np.arange(len(cut)), list(map(len, cut)))
-    sizes = np.array([len(tokenizer.decode_bytes(ids)) for ids in pieces])
-    train_bytes, held_bytes = (tokenizer.decode_bytes(chain(*lists)) for lists in (source.train, pieces))
-    doubts = {
-        f"The held-out text is only {len(pieces)} sequences, {len(held_bytes)} bytes: its standard error is "
-        "itself uncertain.": len(pieces) < 10,
-        "The checkpoint does not record its training data: whether the held-out text was among it cannot be "
-        "checked.": not training.get("data"),
-        "The book is not in English: readability, function words, parts of speech and phrases are not "
-        "measured.": not source.english}
-    notes = [doubt for doubt, holds in doubts.items() if holds]
-
-    figures, nats = likelihood(model, [torch.tensor(ids) for ids in pieces], sizes, seed, advance)
+    example, pieces = zip(*((i, piece) for i, ids in enumerate(source.held_out[split])
+                            for piece in chop([ids], context)))
+    contents = [*map(tokenizer.decode_bytes, pieces)]
+    sizes, held_bytes = [*map(len, contents)], b"".join(contents)
+    notes = []
+    if len(pieces) < 10:
+        notes.append(f"Held-out text is only {len(pieces)} sequences, {sum(sizes)} bytes: its standard error "
+                     "is itself uncertain.")
+    if not training.get("data"):
+        notes.append("The checkpoint does not record its training data: held-out text may be among it.")
+    if not source.english:
+        notes.append("The book is not in English: readability, function words, parts of speech and phrases "
+                     "are not measured.")
+    figures, nats = likelihood(model, [*map(torch.tensor, pieces)], sizes, seed, advance)
     advance("baselines")
-    floor, ngram, ngram_nats = baselines(
-        source.train, pieces, sizes, train_bytes, held_bytes, model.config.n_text)
+    _, ngram = tables = [NGram(order, model.config.n_text, source.train) for order in (1, NGRAM_ORDER)]
+    unigram_nats, ngram_nats = (np.array([table.nats(ids).sum() for ids in pieces]) for table in tables)
     figures["gain_over_ngram"], figures["gain_over_ngram_se"] = bits_per_byte(ngram_nats - nats, sizes)
+    program, cost = compressor(tokenizer.decode_bytes(chain(*source.train)), held_bytes)
+    floor = dict(
+        unigram_bits_per_byte=bits_per_byte(unigram_nats, sizes)[0],
+        ngram_bits_per_byte=bits_per_byte(ngram_nats, sizes)[0], ngram_order=NGRAM_ORDER,
+        compressor_bits_per_byte=cost, compressor=program,
+        unigram_bits_per_token=unigram_nats.sum() / figures["tokens"] / LN2)
     advance("writing samples")
     chosen = choose_prompts(source.openings, tokenizer, context, notes)
     samples, speed = write_samples(model, tokenizer, chosen)
-    kept, human = beside_held_out(samples, source.held_out["val"] + source.held_out["test"], notes)
     advance("memorization, diversity and similarity")
-    ids = {"generated": [s["ids"] for s in kept]} | ({"held_out": human} if human else {})
-    looked, texts = look_at(ids, [s["prompt"] for s in kept], source, ngram, tokenizer)
+    looked, texts = look_at(samples, source, ngram, tokenizer, notes)
     advance("style")
     styled = measure_style(source.train_text, source.held_out_text, [s["completion"] for s in samples],
                            source.english, notes)
 
-    # how far the run had come, and how the stage it was in hides its text
     stages, at = training.get("knobs", {}).get("stages", []), (training.get("stage") or 1) - 1
-    stage = stages[at] if at < len(stages) else {}
-    trained = {key: training.get(key) for key in ("step", "epoch", "stage", "val_bits_per_byte")}
-    trained |= {key: stage.get(key) for key in ("mask_rate", "replay")}
-    result = {"checkpoint": str(path), "book": source.name, "title": source.title, "split": split,
-              "seed": seed, "parameters": count_parameters(model.config)["total"],
-              "causal": model.config.causal, "trained": trained, "likelihood": figures, "baselines": floor,
-              "style": styled, **looked, "speed": speed,
-              "sampling": asdict(sampling) | {"max_tokens": max_tokens},
-              "samples": [{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples],
-              "notes": notes}
+    course = training | next(iter(stages[at:]), {})  # with how its stage masked
+    result = dict(
+        checkpoint=str(path), book=source.name, title=source.title, split=split, seed=seed,
+        parameters=count_parameters(model.config)["total"], causal=model.config.causal,
+        trained={key: course.get(key) for key in (
+            "step", "epoch", "stage", "val_bits_per_byte", "mask_rate", "replay")},
+        likelihood=figures, baselines=floor, style=styled, **looked, speed=speed,
+        sampling=vars(sampling) | {"max_tokens": max_tokens},
+        samples=[{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples],
+        notes=notes)
     return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
 
 
 def compare_all(found):
-    """Let the first causal checkpoint judge everyone's texts, and set costs against the first of all."""
-    twin, first = next((e for e in found if e.result["causal"]), None), found[0]
+    """Let the first causal checkpoint judge all texts, and set costs against the first of all."""
+    twin = next((e for e in found if e.result["causal"]), None)
     for e in found:
         for group, texts in e.texts.items() if twin else ():
-            ids = [twin.tokenizer.encode(text) for text in texts]
-            bound = held_out_bound(twin.model, [*map(torch.tensor, chop(ids, twin.model.config.block_size))])
-            nats = float(bound.per_sequence.sum() / bound.length.sum())
+            pieces = chop(map(twin.tokenizer.encode, texts), twin.model.config.block_size)
+            bound = held_out_bound(twin.model, [*map(torch.tensor, pieces)])
+            nats = bound.per_sequence.sum() / bound.length.sum()
             e.result["judged"][group]["twin_perplexity"] = math.exp(nats)
-        more = paired(e, first) if e is not first else (None, None)
+        more = paired(e, found[0]) if e is not found[0] else (None, None)
         e.result["likelihood"]["more_than_first"], e.result["likelihood"]["more_than_first_se"] = more
 
 
 def paired(*both):
     """(bits per byte by which one costs more than the other, its standard error) over the same pieces, or,
-    where a vocabulary or context cuts others, over the examples they are cut from."""
-    (nats, sizes), (others, same) = ((e.nats, e.sizes) for e in both)
-    if not np.array_equal(sizes, same):
-        (nats, sizes), (others, same) = ([np.bincount(e.example, values) for values in (e.nats, e.sizes)]
-                                         for e in both)
-    if np.array_equal(sizes, same):
-        return bits_per_byte(nats - others, sizes)
+    where these differ, the same examples."""
+    for costs in ([(e.nats, e.sizes) for e in both],
+                  [[np.bincount(e.example, values) for values in (e.nats, e.sizes)] for e in both]):
+        (nats, sizes), (others, same) = costs
+        if np.array_equal(sizes, same):
+            return bits_per_byte(nats - others, sizes)
     return bits_per_byte(nats, sizes)[0] - bits_per_byte(others, same)[0], None
 
 
@@ -755,191 +709,192 @@ def paired(*both):
 
 def summarise(result):
     """{"good", "bad", "next"}: lists of sentences."""
-    found = {"good": [], "bad": [], "next": []}
-    for kind, sentence in chain(*(on(result) for on in (on_prediction, on_copying, on_style, on_variety))):
-        found[kind].append(sentence)
-    found["next"] = list(dict.fromkeys(found["next"])) or [
-        "Try a larger model or more sampling steps, and compare with --compare."]
+    found = dict(good=[], bad=[], next=[])
+    for on in (on_prediction, on_copying, on_style, on_variety):
+        on(result, *(sentences.append for sentences in found.values()))
+    found["next"] = [*dict.fromkeys(found["next"])] or [
+        "Try a larger model or more sampling steps, and --compare them."]
     return found
 
 
-def on_prediction(result):
+def on_prediction(result, good, bad, advise):
     like, floor, trained = result["likelihood"], result["baselines"], result["trained"]
     bits, gain, error = like["bits_per_byte"], like["gain_over_ngram"], 2 * (like["gain_over_ngram_se"] or 0)
     unigram = floor["unigram_bits_per_byte"]
-    facts = (f"It predicts held-out text at {bits:.2f} bits a byte (lower is better); word frequencies need "
-             f"{unigram:.2f}, a table of counts {floor['ngram_bits_per_byte']:.2f}")
+    facts = (f"Held-out text costs it {bits:.2f} bits a byte (lower is better), word frequencies "
+             f"{unigram:.2f}, a table of counts {floor['ngram_bits_per_byte']:.2f}: it")
     if bits >= unigram:
-        yield "bad", f"{facts}: it has not yet learned that words depend on their neighbours."
-        yield "next", "Train for more steps; small batches get off this plateau sooner."
+        bad(f"{facts} has not yet learned that words depend on their neighbours.")
+        advise("Train for more steps; small batches get off this plateau sooner.")
     elif gain < -error:
-        yield "bad", f"{facts}: it uses context, but less well than a table of counts."
-        yield "next", "Train longer, until the validation bound in log.jsonl stops falling."
+        bad(f"{facts} uses context, but less well than a table of counts.")
+        advise("Train until the validation bound in log.jsonl stops falling.")
     elif gain > error:
-        yield "good", f"{facts}: it predicts better than the table."
+        good(f"{facts} predicts better than the table.")
     else:
-        yield "bad", f"{facts}: it predicts about as well as the table."
+        bad(f"{facts} predicts about as well as the table.")
     if bits < 0.75:
-        yield "bad", (f"{bits:.2f} bits a byte is too good to be true for a model of one book: "
-                      "the held-out text was probably among its training text.")
-        yield "next", "Prepare the book afresh and train again before believing any other number here."
+        bad(f"{bits:.2f} bits a byte is too good to be true for a model of one book: it was probably trained "
+            "on held-out text.")
+        advise("Prepare the book and train again before you believe any other number here.")
     rates, alone = like["bits_per_token_by_mask_rate"], floor["unigram_bits_per_token"]
     if rates and rates[-1] > alone + 0.05 and bits < unigram:
-        yield "bad", ("With nine tenths of a text hidden, as when it begins to write, it predicts worse than "
-                      f"word frequencies ({rates[-1]:.1f} against {alone:.1f} bits per token).")
+        bad("With nine tenths hidden, as when it begins to write, it predicts worse than word frequencies "
+            f"({rates[-1]:.1f} against {alone:.1f} bits per token).")
         high, replay = (trained["mask_rate"] or [0, 0])[1], trained["replay"] or 0.0
         if high < 0.9 and replay < 0.5:
-            yield "next", (f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
-                           "so that it keeps seeing the full range of mask rates.")
+            advise(f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
+                   "to keep showing it every mask rate.")
         else:
             other = "with a larger model" if result["sampling"]["block_size"] else "sample by --block_size=16"
-            yield "next", f"It was shown every mask rate: train longer, or {other}."
+            advise(f"It was shown every mask rate: train longer, or {other}.")
 
 
-def on_copying(result):
-    none = {"copied_share": 0.0, "longest_run_tokens": 0}
-    mine, human = (result["memorization"].get(group, none) for group in ("generated", "held_out"))
-    if human["longest_run_tokens"] >= 50:
-        yield "bad", (f"Held-out text shares {human['longest_run_tokens']} tokens in a row with the training "
-                      "text: the book repeats itself, or the split leaks.")
-    facts = (f"{mine['copied_share']:.0%} of its text is in copied runs of {COPIED} tokens or more ("
-             f"{human['copied_share']:.0%} of held-out text); the longest has {mine['longest_run_tokens']}")
-    if mine["copied_share"] > 2 * human["copied_share"] + 0.1:
-        yield "bad", f"It recites: {facts}."
-        yield "next", "Stop earlier, make the model smaller, or sample at a higher --temperature."
+def on_copying(result, good, bad, advise):
+    none, found = {"copied_share": 0.0, "longest_run_tokens": 0}, result["memorization"]
+    (mine, longest), (human, shared) = ([found.get(group, none)[key] for key in none]
+                                        for group in ("generated", "held_out"))
+    if shared >= 50:
+        bad(f"Held-out text shares {shared} tokens in a row with the training text: the book repeats itself, "
+            "or the split leaks.")
+    facts = (f"{mine:.0%} of its text is in copied runs of {COPIED} tokens or more ({human:.0%} of held-out "
+             f"text); the longest has {longest}.")
+    if mine > 2 * human + 0.1:
+        bad(f"It recites: {facts}")
+        advise("Stop earlier, make the model smaller, or sample at a higher --temperature.")
     else:
-        yield "good", f"It does not recite the book: {facts}."
+        good(f"It does not recite the book: {facts}")
 
 
-def on_style(result):
+def on_style(result, good, bad, advise):
     styled = result["style"]
     if not styled:
         return
     facts = (f"its distance from the book is {styled['distance']['generated']:.1f} where the book's own "
-             f"passages stay under {styled['limit']:.1f}")
+             f"passages stay under {styled['limit']:.1f}.")
     if styled["in_style"]["generated"]:
-        yield "good", f"Its style is within the book's own variation: {facts}."
+        good(f"Its style is within the book's own variation: {facts}")
     else:
         off = [(abs(m["generated"]["deviation"]), STYLE[name][0]) for name, m in styled["measures"].items()]
         furthest = "; ".join(f"{label} ({z:.0f})" for z, label in sorted(off, reverse=True)[:3])
-        yield "bad", (f"It is not yet in the book's style: {facts}. "
-                      f"Furthest off, in standard deviations: {furthest}.")
-        yield from other_settings(result["sampling"])
+        bad(f"It is not yet in the book's style: {facts} Furthest off, in standard deviations: {furthest}.")
+        other_settings(result["sampling"], advise)
     if not styled["in_style"]["held_out"]:
-        yield "bad", ("Held-out chapters do not pass for the book either, so its parts differ much: take the "
-                      "style figures for a comparison, not a verdict.")
+        bad("Held-out chapters do not pass for the book either, its parts differ so much: compare the style "
+            "figures, but take none for a verdict.")
 
 
-def on_variety(result):
-    mine, human = (result["diversity"].get(group) for group in ("generated", "held_out"))
-    if not human or None in (mine["repetition"], human["repetition"]):
+def on_variety(result, good, bad, advise):
+    groups = result["diversity"]
+    if "held_out" not in groups or None in (found["repetition"] for found in groups.values()):
         return
-    facts = (f"{mine['repetition']:.0%} of its four-word runs repeat within a text, and a word carries "
-             f"{mine['entropy']:.1f} bits (held-out text: {human['repetition']:.0%}, {human['entropy']:.1f})")
-    if mine["repetition"] > human["repetition"] + 0.05 or mine["entropy"] < human["entropy"] - 1:
-        yield "bad", f"It repeats itself: {facts}."
-        yield from other_settings(result["sampling"])
+    (mine, bits), (human, usual) = ((found["repetition"], found["entropy"]) for found in groups.values())
+    facts = (f"{mine:.0%} of its four-word runs repeat within a text, and a word carries {bits:.1f} bits "
+             f"(held-out text: {human:.0%}, {usual:.1f}).")
+    if mine > human + 0.05 or bits < usual - 1:
+        bad(f"It repeats itself: {facts}")
+        other_settings(result["sampling"], advise)
     else:
-        yield "good", f"Its vocabulary is varied: {facts}."
+        good(f"Its vocabulary is varied: {facts}")
 
 
-def other_settings(how):
-    """The settings that make text livelier and are not yet so."""
+def other_settings(how, advise):
+    """Advise those that make text livelier and are not yet so."""
     livelier = {"block_size=16": how["block_size"] is None, "temperature=0.9": how["temperature"] < 0.9,
                 "top_p=0.95": how["top_p"] < 0.95, "top_k=50": 0 < how["top_k"] < 50,
                 "repetition_penalty=1.2": how["repetition_penalty"] == 1}
-    if untried := [f"--{setting}" for setting, helps in livelier.items() if helps]:
-        yield "next", f"Evaluate again with other sampling settings, one at a time: {', '.join(untried)}."
+    if untried := ", ".join(f"--{setting}" for setting, helps in livelier.items() if helps):
+        advise(f"Evaluate again with other sampling settings, one at a time: {untried}.")
 
 
 # ---- the page
 
-GROUPS = {"generated": "generated", "held_out": "held-out", "shuffled": "shuffled words",
-          "control": "control book", "book": "the book"}
-INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}   # stand for CSS's
+GROUPS = dict(generated="generated", held_out="held-out", shuffled="shuffled words", control="control book",
+              book="the book")
+INKS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", *GROUPS), 1)}  # stand for CSS's
 
 
 def number(value, unit="", error=None):
-    """A figure for people, with twice its standard error; a dash for none."""
+    """A figure for people, with twice its standard error."""
     if value is None:
         return "–"
-    if unit.startswith("share"):
-        return f"{value:.1%}"
-    if isinstance(value, int) or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if error is None else f"{value:.3f} ± {2 * error:.3f}"
+    if error is not None:
+        return f"{value:.3f} ± {2 * error:.3f}"
+    whole = isinstance(value, int) or abs(value) >= 100
+    return format(value, ".1%" if unit.startswith("share") else ",.0f" if whole else ".4g")
 
 
 def charts(results, names):
     """{name: inline SVG}"""
-    first, tenths, fives = results[0], np.arange(5, 100, 10), np.arange(3, 83, 5)
-    rates = [("word frequencies", "book", tenths, [first["baselines"]["unigram_bits_per_token"]] * 10)]
-    for name, ink, r in zip(names, cycle(("generated", "control", "shuffled", "held_out")), results):
-        if bits := r["likelihood"]["bits_per_token_by_mask_rate"]:
-            rates.append((name, ink, tenths, bits))
-    novelty = [(GROUPS[group], group, range(2, 17), 100 * np.array([*found["novelty"].values()], float))
-               for group, found in first["memorization"].items()]
-    lengths = [(GROUPS[g], g, fives, 100 * np.array(first["style"]["sentence_lengths"][g]))
+    first, inks = results[0], cycle(("generated", "control", "shuffled", "held_out"))
+    rates = [("word frequencies", "book", [first["baselines"]["unigram_bits_per_token"]] * 10)]
+    rates += [(name, ink, bits) for name, ink, r in zip(names, inks, results)
+              if (bits := r["likelihood"]["bits_per_token_by_mask_rate"])]
+    novelty = [(GROUPS[g], g, 100 * np.array([*found["novelty"].values()], float))
+               for g, found in first["memorization"].items()]
+    lengths = [(GROUPS[g], g, 100 * np.array(first["style"]["sentence_lengths"][g]))
                for g in ("book", "held_out", "generated")] if first["style"] else []
-    drawn = {"rates": (rates, "share of the text that is hidden, %", "bits per hidden token"),
-             "novelty": (novelty, "run of n tokens", "not in the training text, %", (-3, 103)),
-             "sentences": (lengths, "words in a sentence (the last: 76 and more)", "share of sentences, %")}
-    return {name: chart(name, *what) for name, what in drawn.items() if what[0]}
+    drawn = dict(
+        rates=(range(5, 100, 10), rates, "share of the text that is hidden, %", "bits per hidden token"),
+        novelty=(range(2, 17), novelty, "run of n tokens", "not in the training text, %", (-3, 103)),
+        sentences=(range(3, 83, 5), lengths, "words in a sentence (the last: 76 and more)",
+                   "share of sentences, %"))
+    return {name: chart(name, *what) for name, what in drawn.items() if what[1]}
 
 
-def chart(name, curves, xlabel, ylabel, ylim=None):
-    """Inline SVG of curves (label, ink, x, y) in the page's colours, as wide as a phone."""
-    import matplotlib
+def chart(name, x, curves, xlabel, ylabel, ylim=None):
+    """Inline SVG of curves (label, ink, y) in the page's colours, as wide as a phone."""
+    from matplotlib import rc
     from matplotlib.figure import Figure
-    coloured = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    matplotlib.rcParams.update({
-        "svg.fonttype": "none", "svg.hashsalt": "evaluation", "font.size": 9.5, "axes.spines.top": False,
-        "axes.spines.right": False, "legend.frameon": False} | dict.fromkeys(coloured, INKS["ink"]))
+    ink = INKS["ink"]
+    rc("svg", fonttype="none", hashsalt="evaluation")
+    rc("font", size=9.5)
+    rc("axes", edgecolor=ink, labelcolor=ink)
+    rc("axes.spines", top=False, right=False)
+    rc(("text", "xtick", "ytick"), color=ink)
+    rc("legend", frameon=False)
     figure, file = Figure(figsize=(3.3, 2.5)), io.StringIO()
     axes = figure.subplots()
-    for label, ink, x, y in curves:
+    for label, ink, y in curves:
         axes.plot(x, y, "o-", ms=4, label=label, color=INKS[ink])
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     axes.legend()
     figure.savefig(file, format="svg", transparent=True, bbox_inches="tight")
-    svg = "<svg" + file.getvalue().partition("<svg")[2]
-    svg = re.sub(r"\s*<metadata>.*?</metadata>|(?<= )(height|width)=\"[\d.]+pt\"", "", svg, flags=re.S)
+    # the <svg> alone, without its date and size
+    svg = re.sub(r"\A.*?(?=<svg)|\s*<metadata>.*?</metadata>|(?<= )(height|width)=\"[\d.]+pt\"", "",
+                 file.getvalue(), flags=re.S)
     for ink, colour in INKS.items():
         svg = svg.replace(colour, f"var(--{ink})")
-    return re.sub(r'(id="|#)(?=[a-zA-Z])', rf"\1{name}-", svg)     # apart from another chart's ids
+    return re.sub(r'(id="|#)(?=[a-zA-Z])', rf"\1{name}-", svg)  # apart from another chart's ids
 
 
 def page(results, names):
-    """evaluate.html, filled: the report of results[0], others beside it."""
-    from jinja2 import Environment
-    frame = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        sample.with_style("evaluate.html"))
-    r = results[0]
-    models = {name: found["speed"] | found["diversity"]["generated"] | found["likelihood"] | {
-        "parameters": found["parameters"],
-        "distance": found["style"] and found["style"]["distance"]["generated"],
-        "copied_share": found["memorization"]["generated"]["copied_share"]}
-        for name, found in zip(names, results)}
+    """evaluate.html about results[0], with others beside it."""
+    from jinja2 import Template
+    r, frame = results[0], sample.with_style("evaluate.html")
+    models = {name: found | found["speed"] | found["memorization"]["generated"]
+              | found["diversity"]["generated"] | found["likelihood"]
+              | {"distance": found["style"] and found["style"]["distance"]["generated"]}
+              for name, found in zip(names, results)}
     groups = {g: r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
               for g in r["diversity"]}
     curves = Path(r["checkpoint"]).with_name("curves.svg")
-    curves = curves.exists() and base64.b64encode(curves.read_bytes()).decode()
-    return frame.render(
-        r=r, curves=curves, models=models, groups=groups, called=GROUPS, charts=charts(results, names),
-        style=STYLE, number=number, replicates=REPLICATES, samples=spread(r["samples"], 6))
+    return Template(frame, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
+        r=r, models=models, groups=groups, called=GROUPS, charts=charts(results, names), style=STYLE,
+        curves=curves.exists() and base64.b64encode(curves.read_bytes()).decode(), number=number,
+        replicates=REPLICATES, samples=spread(r["samples"], 6))
 
 
 # ---- the run
 
 def compare_texts():
-    """Print how alike text1 and text2 are."""
     pair = [read_book(text)[0] if len(text) < 255 and Path(text).is_file() else text
             for text in (text1, text2)]
-    if not all(words_of(text) for text in pair):
+    if not all(map(words_of, pair)):
         fail("--text1 and --text2 must both hold words")
-    text, _, _ = read_prepared(prepared(book))
+    text = read_prepared(prepared(book))[0]
     tables = Similarity(passages_of(text, 80), is_english(words_of(text))).between(pair[:1], pair[1:])
-    print(json.dumps({name: round(float(values[0, 0]), 4) for name, values in tables.items()}))
+    print(json.dumps({name: round(values[0, 0], 4) for name, values in tables.items()}))
 
 
 def main():
@@ -947,23 +902,24 @@ def main():
     if text1 or text2:
         return compare_texts()
     if points % 10:
-        fail(f"--points is a multiple of ten, for the bound is shown by tenths of mask rate; got {points}")
+        fail(f"--points is a multiple of ten, one for each tenth of mask rates; got {points}")
     names = [checkpoint or out_dir, *filter(None, compare.split(","))]
     paths = [path if path.suffix == ".pt" or (path / "model.safetensors").exists() else path / "best.pt"
              for path in map(Path, names)]
-    for path in paths:      # said now, not after the first has been measured
+    for path in paths:  # said before any is measured
         if not path.exists():
-            fail(f"no checkpoint at {path}: train one first with python train.py")
-    found, folder = [], Path(out_dir)
-    columns = "{task.description}", BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+            fail(f"no checkpoint at {path}: train one first, python train.py")
+    found, folder, columns = [], Path(out_dir), ("{task.description}", BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=sample.terminal()) as progress:
         bar = progress.add_task("loading", total=9 * len(names))
+
+        def advance(path, what, steps=1):
+            progress.update(bar, advance=steps, description=f"{path}: {what}")
+
         for path in paths:
-            def advance(what, steps=1, path=path):
-                progress.update(bar, advance=steps, description=f"{path}: {what}")
-            found.append(evaluate_checkpoint(path, advance))
+            found.append(evaluate_checkpoint(path, partial(advance, path)))
             if found[-1].held_bytes != found[0].held_bytes:
-                fail(f"{path} was trained with other held-out text than {names[0]}: they cannot be compared")
+                fail(f"{path} has other held-out text than {names[0]}: they cannot be compared")
         compare_all(found)
         results = [e.result | {"summary": summarise(e.result)} for e in found]
         progress.update(bar, completed=9 * len(names), description="plots")
@@ -971,8 +927,8 @@ def main():
         with written(folder / "evaluation.html") as file:
             file.write(page(results, names))
         write_json(folder / "evaluation.json", results[0] | ({"compare": results[1:]} if compare else {}))
-    for title, mark in {"good": "+", "bad": "-", "next": ">"}.items():
-        for sentence in results[0]["summary"][title]:
+    for sentences, mark in zip(results[0]["summary"].values(), "+->"):
+        for sentence in sentences:
             print(mark, sentence)
     print(f"{folder}/evaluation.json and {folder}/evaluation.html", file=sys.stderr)
 
