@@ -13,7 +13,6 @@ import os
 import sys
 import zipfile
 from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -66,10 +65,10 @@ class RMSNorm(nn.RMSNorm):
     """Root-mean-square normalisation (Zhang & Sennrich, 1910.07467) over the last dimension, in float32;
     returned in x's dtype."""
 
-    def __init__(self, width: int, learnt: bool = True):
+    def __init__(self, width, learnt=True):
         super().__init__(width, eps=1e-6, elementwise_affine=learnt)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return super().forward(x.float()).to(x.dtype)
 
 
@@ -77,7 +76,7 @@ class Rotary(nn.Module):
     """Rotary position embedding (Su et al., 2104.09864): pairs of channels turned by angles that grow with
     the position."""
 
-    def __init__(self, head_width: int, max_length: int, base: float):
+    def __init__(self, head_width, max_length, base):
         super().__init__()
         pair = torch.arange(0, head_width, 2, dtype=torch.float32)
         angle = torch.arange(max_length)[:, None] * base ** (-pair / head_width)
@@ -86,7 +85,7 @@ class Rotary(nn.Module):
         table = torch.stack((cos.repeat(1, 2), torch.cat((-sin, sin), 1)))
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         """x: (..., T, head_width) -> the same, turned. ValueError when T exceeds max_length."""
         length, longest = x.shape[-2], self.table.shape[1]
         if length > longest:
@@ -100,12 +99,12 @@ class ShortConvolution(nn.Module):
     """Depthwise convolution along the sequence, added to its input (Canon layers, 2512.17351): a block sees
     its neighbours, the causal twin's those to the left, without having to find them by attention."""
 
-    def __init__(self, width: int, channels: int, causal: bool):
+    def __init__(self, width, channels, causal):
         super().__init__()
         self.left = width - 1 if causal else width // 2
         self.weight = nn.Parameter(torch.empty(width, channels))
 
-    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
+    def forward(self, x, real):
         """x (B, T, channels) -> the same; nothing is read where `real` (B, T) is False."""
         T, width = x.shape[1], len(self.weight)
         around = x if real is None else x * real[:, :, None]
@@ -117,7 +116,7 @@ class Block(nn.Module):
     """Attention, then SwiGLU, each on a normalised input and added to the residual stream; no biases. Dropout
     is on what each adds: inside attention it would rule out SDPA's fast kernels."""
 
-    def __init__(self, config: Config, rotary: Rotary):
+    def __init__(self, config, rotary):
         super().__init__()
         d, h = config.n_embd, config.mlp_width
         self.config, self.rotary = config, rotary
@@ -130,7 +129,7 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(d, 2 * h, bias=False)
         self.mlp_out = nn.Linear(h, d, bias=False)
 
-    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
+    def forward(self, x, real):
         """x (B, T, d) -> the same; real (B, T) bool: not padding, or None."""
         B, T, d = x.shape
         config, dropout = self.config, self.config.dropout if self.training else 0.0
@@ -150,7 +149,7 @@ class Block(nn.Module):
 class DiffusionModel(nn.Module):
     """Predicts the token at every position from those not masked; its causal twin, from those before."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config):
         super().__init__()
         self.config, self.checkpointing = config, False
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)  # also the output layer
@@ -163,7 +162,7 @@ class DiffusionModel(nn.Module):
             elif p.ndim == 2:  # residual projections smaller, as in GPT-2
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "_out" in name else 0.02)
 
-    def forward(self, tokens: Tensor, where: Tensor | None = None) -> Tensor:
+    def forward(self, tokens, where=None):
         """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text), those at i of token i;
         with `where` (B, T) bool, (where.sum(), n_text): the output layer is much of a small model's work. The
         causal twin reads the row shifted right, behind a [MASK]."""
@@ -183,11 +182,11 @@ class DiffusionModel(nn.Module):
         return F.linear(x, self.embedding.weight[:config.n_text])
 
     @property
-    def device(self) -> torch.device:
+    def device(self):
         return self.embedding.weight.device
 
 
-def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
+def cooccurrence_embedding(tokens, config, seed):
     """(vocab_size, n_embd) float32: where embeddings may start, from words' neighbours in the training text
     `tokens` (N,) int64.
 
@@ -226,8 +225,7 @@ class Masks(NamedTuple):
     weight: Tensor      # (B,) float32
 
 
-def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float = 0.0,
-               generator: torch.Generator | None = None, even: bool = False) -> Masks:
+def draw_masks(tokens, config, window=(0.0, 1.0), replay=0.0, generator=None, even=False):
     """Draw which of tokens (B, T), on the CPU, to hide: k of a row's L text tokens, k uniform over the whole
     numbers in L·window (at least 1); a share `replay` of the rows draws from the full range.
 
@@ -243,7 +241,7 @@ def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float 
     return Masks(hide(text, k, torch.rand(tokens.shape, generator=generator)), weight)
 
 
-def draw_rates(B: int, window, replay: float, generator: torch.Generator | None):
+def draw_rates(B, window, replay, generator):
     """(low, high, u), (B,) each: the windows of B rows, for a share `replay` of them (0, 1), and places in
     them, stratified over the rows of each kind: less variance (Kingma et al., 2107.00630, app. I.1)."""
     row, chance = torch.randperm(B, generator=generator), torch.rand((), generator=generator)
@@ -255,7 +253,7 @@ def draw_rates(B: int, window, replay: float, generator: torch.Generator | None)
     return low, high, u
 
 
-def exact_count(length: Tensor, low, high, u: Tensor) -> Tensor:
+def exact_count(length, low, high, u):
     """How many masks rows of `length` text tokens get: a whole number in [low·length, high·length], chosen by
     u in [0, 1); at least one, and where a short row has none in its window, the smallest above it."""
     first = torch.ceil(low * length - 1e-6).clamp(min=1)
@@ -263,14 +261,13 @@ def exact_count(length: Tensor, low, high, u: Tensor) -> Tensor:
     return torch.minimum(first + (u * (last - first + 1)).floor(), length).long()
 
 
-def hide(text: Tensor, k: Tensor, noise: Tensor) -> Tensor:
+def hide(text, k, noise):
     """(B, T) bool: the k[row] text positions of each row with the lowest noise."""
     rank = noise.masked_fill(~text, 2.0).argsort(1).argsort(1)
     return (rank < k[:, None]) & text
 
 
-def hidden_nats(model: nn.Module, tokens: Tensor, masked: Tensor, config: Config,
-                label_smoothing: float = 0.0, teacher: DiffusionModel | None = None) -> Tensor:
+def hidden_nats(model, tokens, masked, config, label_smoothing=0.0, teacher=None):
     """-log p of each token of (B, T) that is masked, row by row, in nats: (masked.sum(),) float32."""
     noisy = tokens if config.causal else tokens.masked_fill(masked, config.mask_id)
     logits, wanted = model(noisy, masked).float(), tokens[masked]
@@ -279,8 +276,7 @@ def hidden_nats(model: nn.Module, tokens: Tensor, masked: Tensor, config: Config
     return F.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
 
 
-def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config,
-                  label_smoothing: float = 0.0, teacher: DiffusionModel | None = None) -> Tensor:
+def weighted_loss(model, tokens, masks, config, label_smoothing=0.0, teacher=None):
     """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the batch's
     number of text tokens, the bound per token. Dividing by k as well would count the weight twice."""
     nats = hidden_nats(model, tokens, masks.masked, config, label_smoothing, teacher)
@@ -288,7 +284,7 @@ def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config
 
 
 @torch.no_grad()
-def soften(wanted: Tensor, noisy: Tensor, masked: Tensor, teacher: DiffusionModel) -> Tensor:
+def soften(wanted, noisy, masked, teacher):
     """(M, n_text) distributions to learn at the M positions of masked (B, T): half the token `wanted` (M,)
     that stands there, half what `teacher` predicts from noisy (B, T) (Hinton et al., 1503.02531; of the
     student's own size: Furlanello et al., 1805.04770). Rows longer than the teacher's context are read in
@@ -310,14 +306,13 @@ class Bound(NamedTuple):
     length: Tensor      # (N,) int64: text tokens in the sequence
 
     @property
-    def per_sequence(self) -> Tensor:
+    def per_sequence(self):
         """(N,) nats: the bound on each sequence's -log p."""
         return (self.nats * self.length[:, None] / self.k).mean(1)
 
 
 @torch.no_grad()
-def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int = 32, seed: int = 0,
-                   batch_tokens: int = 8192) -> Bound:
+def held_out_bound(model, sequences, points=32, seed=0, batch_tokens=8192):
     """The full-range bound on -log p of each of N token sequences (1-d, at most block_size), on fixed masks
     from a generator of its own: at `points` exact mask counts, one in each of as many strata of 1..L,
     weighted L/k. The causal twin's exact -log p takes one pass: P is 1."""
@@ -346,13 +341,13 @@ def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int =
     return Bound(nats.view(len(sequences), points), k, length)
 
 
-def parts(start: int, stop: int, longest: int) -> list[tuple[int, int]]:
+def parts(start, stop, longest):
     """[start, stop) in as few and nearly equal parts of at most `longest` as there can be."""
     count = max(1, -(-(stop - start) // longest))
     return list(pairwise(start + (stop - start) * i // count for i in range(count + 1)))
 
 
-def pad(sequences: list[Tensor], value) -> Tensor:
+def pad(sequences, value):
     """1-d tensors -> one (B, longest) tensor, `value` behind the shorter ones."""
     return nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
@@ -360,8 +355,7 @@ def pad(sequences: list[Tensor], value) -> Tensor:
 # ---- the sampler
 
 @torch.no_grad()
-def plain_denoise(model: nn.Module, tokens: Tensor, steps: int, temperature: float,
-                  generator: torch.Generator) -> Iterator[Tensor]:
+def plain_denoise(model, tokens, steps, temperature, generator):
     """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat. Yields the row after
     each step. `denoise` is this with all that a user may want; where they share settings the tests compare
     them."""
@@ -384,7 +378,7 @@ def plain_denoise(model: nn.Module, tokens: Tensor, steps: int, temperature: flo
         yield tokens.clone()
 
 
-def setting(default, meaning: str, low=None, high=None, choices=()):
+def setting(default, meaning, low=None, high=None, choices=()):
     """A field of Sampling: its default (None: off), what it does, and what it may be."""
     return field(default=default, metadata={"meaning": meaning, "min": low, "max": high, "choices": choices})
 
@@ -436,8 +430,7 @@ class Step(NamedTuple):
 
 
 @torch.no_grad()
-def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampling | None = None, *,
-            bar: tuple[Tensor, Tensor] | None = None) -> Iterator[Step]:
+def denoise(model, tokens, seeds, how=None, *, bar=None):
     """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network.
 
     The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2): at each step the network predicts
@@ -469,7 +462,7 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampli
 class Canvas:
     """B rows of T positions on their way from masks to text, and how far each has come."""
 
-    def __init__(self, tokens: Tensor, seeds: list[int], how: Sampling, config: Config):
+    def __init__(self, tokens, seeds, how, config):
         self.how, self.config = how, config
         self.tokens = tokens.cpu().clone()          # (B, T) int64
         self.given = self.tokens != config.mask_id  # (B, T) bool: not to be filled
@@ -489,11 +482,11 @@ class Canvas:
         self.left, self.masks, self.step = torch.zeros(3, len(tokens), dtype=torch.long)
 
     @property
-    def masked(self) -> Tensor:
+    def masked(self):
         """(B, T) bool: what the blocks at hand still have to fill."""
         return self.current & (self.tokens == self.config.mask_id)
 
-    def rows_at_work(self) -> Tensor:
+    def rows_at_work(self):
         """(A,) the unfinished rows, each with its next block begun where one was done."""
         for b, busy in enumerate(self.masked.any(1).tolist()):
             if self.blocks[b] and not busy:
@@ -504,7 +497,7 @@ class Canvas:
         self.step[rows] += 1
         return rows
 
-    def left_after(self, rows: Tensor) -> Tensor:
+    def left_after(self, rows):
         """(A,) how many masks the schedule leaves in each row's block after this step: a line, or MaskGIT's
         cosine (2202.04200, sec. 3.3)."""
         masks = self.masks[rows]
@@ -512,7 +505,7 @@ class Canvas:
         left = 1 - done if self.how.schedule == "linear" else (math.pi / 2 * done).cos()
         return (masks * left + 1e-6).floor().long()
 
-    def reading_window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def reading_window(self, rows):
         """The columns that the network reads of each row (A, W), and which of them it decides about, bool."""
         window = self.left[rows, None] + torch.arange(min(self.tokens.shape[1], self.config.block_size))
         where = self.masked[rows[:, None], window]
@@ -524,7 +517,7 @@ class Canvas:
         return window, where
 
 
-def plan_blocks(masked: Tensor, context: int, block_size: int | None) -> list[tuple[int, int, int, int]]:
+def plan_blocks(masked, context, block_size):
     """(start, stop, left, masks) of the blocks in which a row, masked (T,) bool, is filled: block_size
     columns from the first mask not in a block yet; by default all if the row fits the context, else half a
     context. The network reads `context` columns from `left`."""
@@ -555,7 +548,7 @@ class Guess(NamedTuple):
     tie: Tensor         # (M,) float64: chance, to decide between equals
 
 
-def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, bar: tuple[Tensor, Tensor] | None) -> Guess:
+def predict(model, canvas, rows, bar):
     """One call of the network, and a token drawn for every position that it decides about."""
     how, n_text = canvas.how, model.config.n_text
     window, where = canvas.reading_window(rows)
@@ -581,7 +574,7 @@ def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, bar: tuple[Tens
     return Guess(where, row, column, top_ids, top_log_p.exp(), drawn, log_drawn.exp(), entropy, tie)
 
 
-def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) -> Tensor:
+def draw(log_p, temperature, top_p, noise):
     """(M,) int64: which of K candidates, likeliest first, is drawn, of log_p and Gumbel `noise` (M, K).
     Temperature first, then top-p; the candidate that crosses top_p stays."""
     if temperature == 0:
@@ -591,14 +584,14 @@ def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) 
     return (scaled.masked_fill(p.cumsum(1) - p >= top_p, -torch.inf) + noise).argmax(1)
 
 
-def gumbel(shape, generator: torch.Generator) -> Tensor:
+def gumbel(shape, generator):
     """Standard Gumbel noise in float64: float32 cuts off its upper tail, which lowers the temperature (Zheng
     et al., 2409.02908)."""
     u = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=1e-300)
     return -(-u.log()).log()
 
 
-def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+def penalise(logits, row, tokens, penalty):
     """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T), smaller by the factor `penalty`
     for tokens that the row has already (Keskar et al., 1909.05858, sec. 4.1)."""
     if penalty == 1:
@@ -608,7 +601,7 @@ def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float) -> Ten
     return torch.where(seen[row, :-SPECIALS].to(logits.device), smaller, logits)
 
 
-def choose(canvas: Canvas, rows: Tensor, guess: Guess, taken: Tensor) -> Tensor:
+def choose(canvas, rows, guess, taken):
     """(M,) bool: the positions decided in this step, those that `order` puts first: the largest margin p1 -
     p2 (Kim et al., 2502.06768), the highest p(drawn token), the lowest entropy, or any. As many as the
     schedule says, and one for each that is `taken` back; beyond that, all whose drawn token is likelier than
@@ -632,7 +625,7 @@ def choose(canvas: Canvas, rows: Tensor, guess: Guess, taken: Tensor) -> Tensor:
     return (ranks(score + 100 * sure) < count.maximum(sure.sum(1))[:, None])[where]
 
 
-def take_back(canvas: Canvas, rows: Tensor) -> Tensor:
+def take_back(canvas, rows):
     """(B, T) bool: decided tokens that are masked again in exchange for as many others: about the share
     `remask` of each block, in proportion to 1 - confidence (after ReMDM, Wang et al., 2503.00307), by
     Gumbel-top-k."""
@@ -652,7 +645,7 @@ def take_back(canvas: Canvas, rows: Tensor) -> Tensor:
     return taken
 
 
-def commit(canvas: Canvas, guess: Guess, chosen: Tensor, taken: Tensor, number: int) -> Step:
+def commit(canvas, guess, chosen, taken, number):
     """Write this step's tokens into the canvas, and tell what happened."""
     looked, here = (guess.row, guess.column), (guess.row[chosen], guess.column[chosen])
     draft, revealed = canvas.tokens.clone(), torch.zeros_like(canvas.given)
@@ -668,19 +661,19 @@ def commit(canvas: Canvas, guess: Guess, chosen: Tensor, taken: Tensor, number: 
                 canvas.confidence.clone(), choices, chances)
 
 
-def spread(where: Tensor, values: Tensor, empty: float) -> Tensor:
+def spread(where, values, empty):
     """(A, W) float64: values (M,) at the places of where (A, W) bool, `empty` elsewhere."""
     return torch.full(where.shape, empty, dtype=torch.float64).masked_scatter(where, values.double())
 
 
-def ranks(score: Tensor) -> Tensor:
+def ranks(score):
     """Each entry's place in its row of (A, W), 0 for the highest; ties go to the left."""
     return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
 # ---- sizes
 
-def count_parameters(config: Config) -> dict[str, int]:
+def count_parameters(config):
     """Parameters by component, and their `total`. The embedding is also the output layer and counts once."""
     d, h, n = config.n_embd, config.mlp_width, config.n_layer
     parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h,
@@ -688,7 +681,7 @@ def count_parameters(config: Config) -> dict[str, int]:
     return parts | {"total": sum(parts.values())}
 
 
-def training_flops(config: Config, tokens: int, predicted: int, length: int) -> int:
+def training_flops(config, tokens, predicted, length):
     """Floating-point operations to train on `tokens` tokens in sequences of `length`, with logits at
     `predicted` of them: 6 per token and matrix parameter, plus attention's 12·layers·width·length per token
     (PaLM, 2204.02311, app. B). What gradient checkpointing recomputes does not count."""
@@ -698,7 +691,7 @@ def training_flops(config: Config, tokens: int, predicted: int, length: int) -> 
     return tokens * (6 * inside + attention) + predicted * 6 * config.n_text * config.n_embd
 
 
-def layer_bytes(config: Config, size: int, fused: bool) -> int:
+def layer_bytes(config, size, fused):
     """Bytes per token that backward keeps of one layer, in values of `size` bytes."""
     d = config.n_embd
     return (
@@ -716,9 +709,8 @@ def layer_bytes(config: Config, size: int, fused: bool) -> int:
         + (4 * d if config.conv else 0))
 
 
-def estimate_memory(config: Config, batch_size: int, bytes_per_value: int = 2, checkpointing: bool = False,
-                    ema: bool = False, fused: bool = True, masked: float = 0.5,
-                    teacher: Config | None = None) -> dict:
+def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, ema=False, fused=True,
+                    masked=0.5, teacher=None):
     """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of block_size tokens, a share
     `masked` of them hidden, and of sampling one such row; `fused`: as on a GPU, not on a CPU.
 
@@ -745,7 +737,7 @@ def estimate_memory(config: Config, batch_size: int, bytes_per_value: int = 2, c
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 
 
-def pick_device(name: str = "auto", local: int = 0) -> torch.device:
+def pick_device(name="auto", local=0):
     """The device called `name`; "auto" or "": GPU number `local`, else Apple's, else the CPU. ValueError
     where it is not to be had."""
     if name in ("auto", ""):
@@ -762,7 +754,7 @@ def pick_device(name: str = "auto", local: int = 0) -> torch.device:
     return where
 
 
-def peak_memory_gb(where: torch.device) -> float | None:
+def peak_memory_gb(where):
     """Peak memory so far in GB (1e9 bytes): the GPU's allocations, or this process's; None on Windows."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where) / 1e9
@@ -774,7 +766,7 @@ def peak_memory_gb(where: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def set_up_cpu(config: Config) -> None:
+def set_up_cpu(config):
     """Threads and memory for work on a CPU; call it before tensors are made.
 
     Under 10M parameters one thread, unless OMP_NUM_THREADS is given: two make a step a third faster where
@@ -792,7 +784,7 @@ def set_up_cpu(config: Config) -> None:
 
 # ---- checkpoints
 
-def load_checkpoint(path: str) -> dict:
+def load_checkpoint(path):
     """What a .pt file holds, or a folder of `sample.py --save_model`. FileNotFoundError or ValueError says in
     one line what is wrong."""
     if not os.path.exists(path):
@@ -819,7 +811,7 @@ def load_checkpoint(path: str) -> dict:
     return checkpoint
 
 
-def load_folder(path: Path) -> dict:
+def load_folder(path):
     """A checkpoint's model, config and tokenizer from safetensors and JSON."""
     from safetensors.torch import load_file  # needed here alone
     described, tokenizer = (json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
@@ -827,7 +819,7 @@ def load_folder(path: Path) -> dict:
     return described | {"tokenizer": tokenizer, "model": load_file(path / "model.safetensors")}
 
 
-def load_model(path: str) -> tuple[DiffusionModel, dict]:
+def load_model(path):
     """(model in eval mode on the CPU, the whole checkpoint). Errors as in load_checkpoint."""
     checkpoint = load_checkpoint(path)
     try:
@@ -838,6 +830,6 @@ def load_model(path: str) -> tuple[DiffusionModel, dict]:
     return model.eval(), checkpoint
 
 
-def checkpoint_of(model: DiffusionModel, tokenizer: dict, **more) -> dict:
+def checkpoint_of(model, tokenizer, **more):
     """What every checkpoint holds, so that a lone .pt can be sampled, and `more`."""
     return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": tokenizer} | more
