@@ -1,10 +1,10 @@
-"""The model: a bidirectional transformer, the masked-diffusion objective it is trained on, and the sampler
-that writes with it.
+"""The model: a bidirectional transformer, its masked-diffusion objective, and the sampler that writes with
+it.
 
-Read from top to bottom: the network, the objective, the held-out bound, the sampler, sizes, checkpoints.
+To read from top to bottom: network, objective, held-out bound, sampler, sizes, checkpoints.
 
 Token ids 0 .. n_text-1 are text; the last three are [MASK], [PAD] and [SEP]. The output layer covers text
-alone, so that a special token can be neither predicted nor sampled.
+alone: no special token can be predicted or sampled.
 """
 import ctypes
 import json
@@ -56,8 +56,7 @@ class Config:
             raise ValueError(f"vocab_size={self.vocab_size} leaves no text beside {SPECIALS} special tokens")
         self.n_text = self.mask_id = self.vocab_size - SPECIALS
         self.pad_id, self.sep_id = self.vocab_size - 2, self.vocab_size - 1
-        # two thirds of 4d, rounded up to 64s: SwiGLU's three matrices weigh what two of width 4d would
-        # (Shazeer, 2002.05202)
+        # SwiGLU's three matrices weigh what two of width 4d would (Shazeer, 2002.05202); in 64s
         self.mlp_width = math.ceil(8 * self.n_embd / 3 / 64) * 64
 
 
@@ -74,7 +73,7 @@ class RMSNorm(nn.RMSNorm):
 
 class Rotary(nn.Module):
     """Rotary position embedding (Su et al., 2104.09864): pairs of channels turned by angles that grow with
-    the position."""
+    position."""
 
     def __init__(self, head_width, max_length, base):
         super().__init__()
@@ -97,7 +96,7 @@ class Rotary(nn.Module):
 
 class ShortConvolution(nn.Module):
     """Depthwise convolution along the sequence, added to its input (Canon layers, 2512.17351): a block sees
-    its neighbours, the causal twin's those to the left, without having to find them by attention."""
+    its neighbours, the causal twin's those to the left, before attention has learnt to find them."""
 
     def __init__(self, width, channels, causal):
         super().__init__()
@@ -163,9 +162,9 @@ class DiffusionModel(nn.Module):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "_out" in name else 0.02)
 
     def forward(self, tokens, where=None):
-        """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text), those at i of token i;
+        """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text), at i those of token i;
         with `where` (B, T) bool, (where.sum(), n_text): the output layer is much of a small model's work. The
-        causal twin reads the row shifted right, behind a [MASK]."""
+        twin reads the row shifted right, behind a [MASK]."""
         config, real = self.config, None
         if config.causal:
             first = torch.full_like(tokens[:, :1], config.mask_id)
@@ -187,12 +186,12 @@ class DiffusionModel(nn.Module):
 
 
 def cooccurrence_embedding(tokens, config, seed):
-    """(vocab_size, n_embd) float32: where embeddings may start, from words' neighbours in the training text
-    `tokens` (N,) int64.
+    """(vocab_size, n_embd) float32: where embeddings may start, from neighbours in the training text, tokens
+    (N,) int64.
 
     Positive pointwise mutual information with the tokens two and one before, one and two after, contexts
     smoothed by the power .75; its truncated SVD, each direction weighted by the root of its singular value
-    (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the usual length; special tokens, and any that
+    (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the usual length; specials, and tokens that
     the text lacks, start at random.
     """
     V = config.vocab_size
@@ -226,13 +225,12 @@ class Masks(NamedTuple):
 
 
 def draw_masks(tokens, config, window=(0.0, 1.0), replay=0.0, generator=None, even=False):
-    """Draw which of tokens (B, T), on the CPU, to hide: k of a row's L text tokens, k uniform over the whole
+    """Draw which of tokens (B, T), on the CPU, to hide: of a row's L text tokens k, uniform over the whole
     numbers in L·window (at least 1); a share `replay` of the rows draws from the full range.
 
     With the window (0, 1), (L/k) · Σ over masked positions of -log p is an unbiased estimate of the bound on
-    -log p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10). The causal twin
-    predicts all: k is L. `even`: every hidden token weighs the same instead, with less variance (after
-    2511.19664).
+    -log p(row) (Ou et al., 2406.03736; continuous: MDLM, 2406.07524, eq. 10). The causal twin predicts all: k
+    is L. `even`: every hidden token weighs the same instead, with less variance (after 2511.19664).
     """
     text = tokens < config.n_text
     length = text.sum(1)
@@ -242,8 +240,8 @@ def draw_masks(tokens, config, window=(0.0, 1.0), replay=0.0, generator=None, ev
 
 
 def draw_rates(B, window, replay, generator):
-    """(low, high, u), (B,) each: the windows of B rows, for a share `replay` of them (0, 1), and places in
-    them, stratified over the rows of each kind: less variance (Kingma et al., 2107.00630, app. I.1)."""
+    """(low, high, u), (B,) each: the windows of B rows, for a share `replay` (0, 1), and places in them,
+    stratified over the rows of each kind: less variance (Kingma et al., 2107.00630, app. I.1)."""
     row, chance = torch.randperm(B, generator=generator), torch.rand((), generator=generator)
     full = min(B, int(replay * B + chance))
     low, high, u = torch.empty(3, B)
@@ -255,7 +253,7 @@ def draw_rates(B, window, replay, generator):
 
 def exact_count(length, low, high, u):
     """How many masks rows of `length` text tokens get: a whole number in [low·length, high·length], chosen by
-    u in [0, 1); at least one, and where a short row has none in its window, the smallest above it."""
+    u in [0, 1); at least one, and where a short row's window has none, the smallest above it."""
     first = torch.ceil(low * length - 1e-6).clamp(min=1)
     last = torch.maximum(torch.floor(high * length + 1e-6), first)
     return torch.minimum(first + (u * (last - first + 1)).floor(), length).long()
@@ -268,7 +266,7 @@ def hide(text, k, noise):
 
 
 def hidden_nats(model, tokens, masked, config, label_smoothing=0.0, teacher=None):
-    """-log p of each token of (B, T) that is masked, row by row, in nats: (masked.sum(),) float32."""
+    """-log p of each masked token of (B, T), row by row, in nats: (masked.sum(),) float32."""
     noisy = tokens if config.causal else tokens.masked_fill(masked, config.mask_id)
     logits, wanted = model(noisy, masked).float(), tokens[masked]
     if teacher is not None:
@@ -277,8 +275,8 @@ def hidden_nats(model, tokens, masked, config, label_smoothing=0.0, teacher=None
 
 
 def weighted_loss(model, tokens, masks, config, label_smoothing=0.0, teacher=None):
-    """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the batch's
-    number of text tokens, the bound per token. Dividing by k as well would count the weight twice."""
+    """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: over the batch's number of
+    text tokens, the bound per token. Dividing by k as well would count the weight twice."""
     nats = hidden_nats(model, tokens, masks.masked, config, label_smoothing, teacher)
     return (nats * masks.weight[:, None].expand_as(tokens)[masks.masked]).sum()
 
@@ -287,8 +285,7 @@ def weighted_loss(model, tokens, masks, config, label_smoothing=0.0, teacher=Non
 def soften(wanted, noisy, masked, teacher):
     """(M, n_text) distributions to learn at the M positions of masked (B, T): half the token `wanted` (M,)
     that stands there, half what `teacher` predicts from noisy (B, T) (Hinton et al., 1503.02531; of the
-    student's own size: Furlanello et al., 1805.04770). Rows longer than the teacher's context are read in
-    pieces."""
+    student's size: Furlanello et al., 1805.04770). Rows beyond the teacher's context are read in pieces."""
     half = torch.zeros(len(wanted), teacher.config.n_text, device=wanted.device)
     column, context = masked.nonzero()[:, 1], teacher.config.block_size
     for left in range(0, noisy.shape[1], context):
@@ -313,9 +310,9 @@ class Bound(NamedTuple):
 
 @torch.no_grad()
 def held_out_bound(model, sequences, points=32, seed=0, batch_tokens=8192):
-    """The full-range bound on -log p of each of N token sequences (1-d, at most block_size), on fixed masks
-    from a generator of its own: at `points` exact mask counts, one in each of as many strata of 1..L,
-    weighted L/k. The causal twin's exact -log p takes one pass: P is 1."""
+    """The full-range bound on -log p of N token sequences (1-d, at most block_size), on fixed masks: at
+    `points` exact mask counts each, one in each of as many strata of 1..L, weighted L/k. The causal twin's
+    exact -log p takes one pass: P is 1."""
     config, was_training = model.config, model.training
     model.eval()
     points = 1 if config.causal else points
@@ -342,7 +339,7 @@ def held_out_bound(model, sequences, points=32, seed=0, batch_tokens=8192):
 
 
 def parts(start, stop, longest):
-    """[start, stop) in as few and nearly equal parts of at most `longest` as there can be."""
+    """[start, stop) in as few and nearly equal parts of at most `longest` as can be."""
     count = max(1, -(-(stop - start) // longest))
     return list(pairwise(start + (stop - start) * i // count for i in range(count + 1)))
 
@@ -356,7 +353,7 @@ def pad(sequences, value):
 
 @torch.no_grad()
 def plain_denoise(model, tokens, steps, temperature, generator):
-    """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat. Yields the row after
+    """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat; yield the row after
     each step. `denoise` is this with all that a user may want; where they share settings the tests compare
     them."""
     tokens, mask_id = tokens.clone(), model.config.mask_id
@@ -379,13 +376,13 @@ def plain_denoise(model, tokens, steps, temperature, generator):
 
 
 def setting(default, meaning, low=None, high=None, choices=()):
-    """A field of Sampling: its default (None: off), what it does, and what it may be."""
+    """A field of Sampling: its default (None: off), what it does, what it may be."""
     return field(default=default, metadata={"meaning": meaning, "min": low, "max": high, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How `denoise` fills masks, for sample.py, the page and the evaluation."""
+    """How `denoise` fills masks."""
     steps: int = setting(128, "calls of the network per text, or per block; no more than tokens", 1, 100_000)
     order: str = setting("margin", "which positions are decided first: margin, confidence, entropy or random",
                          choices=("margin", "confidence", "entropy", "random"))
@@ -403,7 +400,7 @@ class Sampling:
                                      "where the model's context demands it", 1, 10**9)
 
     def __post_init__(self):
-        """ValueError for a value of the wrong kind or out of its range."""
+        """ValueError for what a field may not be."""
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["min"], f.metadata["max"]
             if choices := f.metadata["choices"]:
@@ -434,13 +431,13 @@ def denoise(model, tokens, seeds, how=None, *, bar=None):
     """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network.
 
     The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2): at each step the network predicts
-    every mask, tokens are drawn for all of them, and those at the positions that `order` puts first stay.
-    Rows longer than the model's context are filled left to right in blocks, each with `steps` of its own. The
-    causal twin fills one position a step, left to right.
+    every mask, tokens are drawn for all, and those at the positions that `order` puts first stay. Rows longer
+    than the model's context are filled left to right in blocks, each with `steps` of its own. The causal twin
+    fills one position a step, left to right.
 
-    `bar` is (where (B, T), tokens (n_text,)), both bool: where the first holds, tokens of the second are
-    never drawn. Rows may be padded with [PAD] on the right; seeds (B,): a row's text does not depend on the
-    rows beside it. Leaves the model in eval mode. ValueError for impossible settings.
+    `bar` is (where (B, T), tokens (n_text,)), bool: where the first holds, tokens of the second are never
+    drawn. Rows may be padded with [PAD] on the right; seeds, B ints: a row's text does not depend on those
+    beside it. Leaves the model in eval mode. ValueError for impossible settings.
     """
     how, context = how or Sampling(), model.config.block_size
     if (how.block_size or 0) > context:
@@ -465,20 +462,20 @@ class Canvas:
     def __init__(self, tokens, seeds, how, config):
         self.how, self.config = how, config
         self.tokens = tokens.cpu().clone()          # (B, T) int64
-        self.given = self.tokens != config.mask_id  # (B, T) bool: not to be filled
+        self.given = self.tokens != config.mask_id  # (B, T) bool: not to fill
         self.confidence = self.given.float()        # (B, T), as in Step
         # the same text from every seed
         greedy = how.temperature == 0 and how.order != "random"
         self.generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
-        # of each row, those that are still to come
+        # each row's, those to come
         self.blocks = [plan_blocks(~given[:length], config.block_size, how.block_size)
                        for given, length in zip(self.given, (self.tokens != config.pad_id).sum(1))]
         most = 10**9 if config.causal else how.steps
-        # of the network, that all of it may take
+        # of the network, at most
         self.calls = max((sum(min(most, masks) for *_, masks in row) for row in self.blocks), default=0)
         # (B, T) bool: what the block at hand has to fill, decided or not
         self.current = torch.zeros_like(self.given)
-        # (B,) int64 of it: the first column that the network reads, how many masks it had at first, its step
+        # (B,) int64 of it: the first column that the network reads, its masks at first, its step
         self.left, self.masks, self.step = torch.zeros(3, len(tokens), dtype=torch.long)
 
     @property
@@ -506,11 +503,10 @@ class Canvas:
         return (masks * left + 1e-6).floor().long()
 
     def reading_window(self, rows):
-        """The columns that the network reads of each row (A, W), and which of them it decides about, bool."""
+        """(A, W) the columns that the network reads of each row, and (A, W) bool: those it decides about."""
         window = self.left[rows, None] + torch.arange(min(self.tokens.shape[1], self.config.block_size))
         where = self.masked[rows[:, None], window]
-        # the next one; those right of it would be read off [MASK]s
-        if self.config.causal:
+        if self.config.causal:  # the next one; those right of it would be read off [MASK]s
             where &= where.cumsum(1) == 1
             width = int(where.any(0).nonzero().max()) + 1
             window, where = window[:, :width], where[:, :width]
@@ -519,17 +515,16 @@ class Canvas:
 
 def plan_blocks(masked, context, block_size):
     """(start, stop, left, masks) of the blocks in which a row, masked (T,) bool, is filled: block_size
-    columns from the first mask not in a block yet; by default all if the row fits the context, else half a
-    context. The network reads `context` columns from `left`."""
+    columns from the first mask in none yet; by default all if the row fits the context, else half a context.
+    The network reads `context` columns from `left`."""
     length = len(masked)
     size = block_size or (length if length <= context else max(context // 2, 1))
     todo, blocks = masked.nonzero()[:, 0].tolist(), []
     while todo:
         start, stop = todo[0], todo[0] + size
         inside = bisect_left(todo, stop)
-        # worth reading only where it is not all masks
-        ahead = (context - size) // 2
-        right = min(length, stop + ahead if not masked[stop:stop + ahead].all() else stop)
+        ahead = (context - size) // 2  # worth reading where it is not all masks
+        right = min(length, stop if masked[stop:stop + ahead].all() else stop + ahead)
         blocks.append((start, stop, max(0, right - context), inside))
         todo = todo[inside:]
     return blocks
@@ -549,7 +544,7 @@ class Guess(NamedTuple):
 
 
 def predict(model, canvas, rows, bar):
-    """One call of the network, and a token drawn for every position that it decides about."""
+    """One call of the network, and a token drawn wherever it decides."""
     how, n_text = canvas.how, model.config.n_text
     window, where = canvas.reading_window(rows)
     a, w = where.nonzero(as_tuple=True)
@@ -561,11 +556,11 @@ def predict(model, canvas, rows, bar):
     log_p = penalise(logits, row, canvas.tokens, how.repetition_penalty).log_softmax(1)
     candidates = min(how.top_k or n_text, n_text)
     top_log_p, top_ids = (x.cpu() for x in log_p.topk(min(max(candidates, ALTERNATIVES), n_text)))
-    # a row's generator, and how many positions it serves
+    # a row's generator, and the number of its positions
     own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), where.sum(1).tolist())]
     noise = torch.cat([gumbel((n, candidates), g) for g, n in own]) if how.temperature else None
     pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
-    # where a row is all masks, every position has the same chances, and rounding errors would choose
+    # where a row is all masks, all positions have the same chances, and rounding errors would choose
     tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
     entropy = None
     if how.order == "entropy" or how.entropy_bound is not None:
@@ -585,7 +580,7 @@ def draw(log_p, temperature, top_p, noise):
 
 
 def gumbel(shape, generator):
-    """Standard Gumbel noise in float64: float32 cuts off its upper tail, which lowers the temperature (Zheng
+    """Standard Gumbel noise, in float64: float32 cuts off its upper tail, which lowers the temperature (Zheng
     et al., 2409.02908)."""
     u = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=1e-300)
     return -(-u.log()).log()
@@ -593,7 +588,7 @@ def gumbel(shape, generator):
 
 def penalise(logits, row, tokens, penalty):
     """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T), smaller by the factor `penalty`
-    for tokens that the row has already (Keskar et al., 1909.05858, sec. 4.1)."""
+    for tokens that the row has (Keskar et al., 1909.05858, sec. 4.1)."""
     if penalty == 1:
         return logits
     seen = torch.zeros(len(tokens), logits.shape[1] + SPECIALS, dtype=torch.bool).scatter_(1, tokens, True)
@@ -604,7 +599,7 @@ def penalise(logits, row, tokens, penalty):
 def choose(canvas, rows, guess, taken):
     """(M,) bool: the positions decided in this step, those that `order` puts first: the largest margin p1 -
     p2 (Kim et al., 2502.06768), the highest p(drawn token), the lowest entropy, or any. As many as the
-    schedule says, and one for each that is `taken` back; beyond that, all whose drawn token is likelier than
+    schedule says, and one for each `taken` back; beyond that, all whose drawn token is likelier than
     `threshold`, and as many as keep the summed entropy, less the largest, within `entropy_bound` (Ben-Hamu et
     al., 2505.24857)."""
     how, where = canvas.how, guess.where
@@ -626,27 +621,24 @@ def choose(canvas, rows, guess, taken):
 
 
 def take_back(canvas, rows):
-    """(B, T) bool: decided tokens that are masked again in exchange for as many others: about the share
-    `remask` of each block, in proportion to 1 - confidence (after ReMDM, Wang et al., 2503.00307), by
-    Gumbel-top-k."""
+    """(B, T) bool: decided tokens masked again in exchange for as many others: about the share `remask` of
+    each block, in proportion to 1 - confidence (after ReMDM, Wang et al., 2503.00307), by Gumbel-top-k."""
     taken, how = torch.zeros_like(canvas.given), canvas.how
     if not how.remask or canvas.config.causal:
         return taken
     decided = canvas.current & ~canvas.masked
     for b, left in zip(rows.tolist(), canvas.left_after(rows)):
         generator, here = canvas.generators[b], decided[b]
-        rounding = torch.rand((), generator=generator)
-        count = (how.remask * here.sum() + rounding).long().minimum(left)
+        count = (how.remask * here.sum() + torch.rand((), generator=generator)).long().minimum(left)
         if count:
             unsure = 1 - canvas.confidence[b, here].double()
-            doubt = torch.full(here.shape, -torch.inf, dtype=torch.float64)
-            doubt[here] = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, generator)
-            taken[b] = ranks(doubt[None])[0] < count
+            doubt = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, generator)
+            taken[b] = ranks(spread(here[None], doubt, -torch.inf))[0] < count
     return taken
 
 
 def commit(canvas, guess, chosen, taken, number):
-    """Write this step's tokens into the canvas, and tell what happened."""
+    """Write a step's tokens into the canvas, and tell what happened."""
     looked, here = (guess.row, guess.column), (guess.row[chosen], guess.column[chosen])
     draft, revealed = canvas.tokens.clone(), torch.zeros_like(canvas.given)
     canvas.tokens[taken] = canvas.config.mask_id
@@ -654,8 +646,7 @@ def commit(canvas, guess, chosen, taken, number):
     canvas.tokens[here], canvas.confidence[here] = guess.drawn[chosen], guess.p_drawn[chosen]
     revealed[here] = True
     ids, p = guess.ids[:, :ALTERNATIVES], guess.chances[:, :ALTERNATIVES]
-    choices = torch.zeros(*draft.shape, ids.shape[1], dtype=torch.long)
-    chances = torch.zeros(choices.shape)
+    choices, chances = (x.new_zeros(*draft.shape, x.shape[1]) for x in (ids, p))
     choices[looked], chances[looked] = ids, p
     return Step(number, canvas.calls, canvas.tokens.clone(), revealed, taken, draft,
                 canvas.confidence.clone(), choices, chances)
@@ -674,7 +665,7 @@ def ranks(score):
 # ---- sizes
 
 def count_parameters(config):
-    """Parameters by component, and their `total`. The embedding is also the output layer and counts once."""
+    """Parameters by component, and `total`. The embedding, the output layer as well, counts once."""
     d, h, n = config.n_embd, config.mlp_width, config.n_layer
     parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h,
              "convolution": n * config.conv * d, "norms": (2 * n + 1) * d}
@@ -682,12 +673,12 @@ def count_parameters(config):
 
 
 def training_flops(config, tokens, predicted, length):
-    """Floating-point operations to train on `tokens` tokens in sequences of `length`, with logits at
-    `predicted` of them: 6 per token and matrix parameter, plus attention's 12·layers·width·length per token
-    (PaLM, 2204.02311, app. B). What gradient checkpointing recomputes does not count."""
+    """Floating-point operations to train on `tokens` tokens in rows of `length`, with logits at `predicted`
+    of them: 6 per token and matrix parameter, and attention's 12·layers·width·length per token (PaLM,
+    2204.02311, app. B). What checkpointing recomputes does not count."""
     parts = count_parameters(config)
     attention = 12 * config.n_layer * config.n_embd * length // (2 if config.causal else 1)
-    inside = parts["attention"] + parts["mlp"] + parts["convolution"]
+    inside = parts["total"] - parts["embedding"] - parts["norms"]
     return tokens * (6 * inside + attention) + predicted * 6 * config.n_text * config.n_embd
 
 
@@ -695,7 +686,7 @@ def layer_bytes(config, size, fused):
     """Bytes per token that backward keeps of one layer, in values of `size` bytes."""
     d = config.n_embd
     return (
-        # the inputs of both norms; where they are not fused, also what they give before their weight
+        # the inputs of both norms; not fused, also what they give before their weight
         8 * d * (1 if fused else 2)
         # q and k in float32 for theirs
         + (8 * d if size == 2 else 0)
@@ -712,11 +703,11 @@ def layer_bytes(config, size, fused):
 def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, ema=False, fused=True,
                     masked=0.5, teacher=None):
     """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of block_size tokens, a share
-    `masked` of them hidden, and of sampling one such row; `fused`: as on a GPU, not on a CPU.
+    `masked` of them hidden, and of sampling one row; `fused`: as on a GPU, not on a CPU.
 
-    Counts tensors: float32 weights, gradients and two moments, the 16-bit copies that autocast keeps, what
-    backward needs of each layer, and the larger of its two summits. fits_8gb_gpu leaves room for the some
-    hundred MB of the program and of what an allocator leaves unused.
+    Counts tensors: float32 weights, gradients and two moments, autocast's 16-bit copies, what backward needs
+    of each layer, and the larger of its two summits. fits_8gb_gpu leaves room for the program and what an
+    allocator leaves unused, some hundred MB.
     """
     d, tokens, total = config.n_embd, batch_size * config.block_size, count_parameters(config)["total"]
     layer = layer_bytes(config, bytes_per_value, fused)
@@ -728,7 +719,7 @@ def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, 
     if teacher:  # its weights, its predictions, and their product with log p
         states += 4 * count_parameters(teacher)["total"]
         logits += predicted * 8 * config.n_text
-    # the last layer's turn: gradients of gate and up, and the layer made anew; then the embedding's
+    # the last layer's turn: gradients of gate and up, the layer made anew; then the embedding's
     last = tokens * (2 * bytes_per_value * config.mlp_width + (layer if checkpointing else 0))
     # cuBLAS's, one in each direction
     workspaces = 2 * 2 ** 25 if fused else 0
@@ -755,15 +746,15 @@ def pick_device(name="auto", local=0):
 
 
 def peak_memory_gb(where):
-    """Peak memory so far in GB (1e9 bytes): the GPU's allocations, or this process's; None on Windows."""
+    """Peak memory so far in GB (1e9 bytes), allocated on the GPU, or this process's; None on Windows."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where) / 1e9
     try:
         import resource
     except ImportError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def set_up_cpu(config):
@@ -771,8 +762,7 @@ def set_up_cpu(config):
 
     Under 10M parameters one thread, unless OMP_NUM_THREADS is given: two make a step a third faster where
     nothing else runs, and many times slower where something does. Freed memory stays with the process: given
-    back, and fetched again page by page at every layer, it costs a full-size model a third of its training
-    time.
+    back, and fetched page by page at every layer, it costs a full-size model a third of its training time.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):  # not in musl
@@ -785,8 +775,8 @@ def set_up_cpu(config):
 # ---- checkpoints
 
 def load_checkpoint(path):
-    """What a .pt file holds, or a folder of `sample.py --save_model`. FileNotFoundError or ValueError says in
-    one line what is wrong."""
+    """What a .pt file or a folder of `sample.py --save_model` holds. FileNotFoundError or ValueError says in
+    a line what is wrong."""
     if not os.path.exists(path):
         earlier = list(Path(path).parent.glob("previous*/best.pt"))
         also = f"; there is {max(earlier, key=os.path.getmtime)} of an earlier run" if earlier else ""
@@ -814,7 +804,7 @@ def load_checkpoint(path):
 def load_folder(path):
     """A checkpoint's model, config and tokenizer from safetensors and JSON."""
     from safetensors.torch import load_file  # needed here alone
-    described, tokenizer = (json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
+    described, tokenizer = (json.loads((path / f"{name}.json").read_text("utf-8"))
                             for name in ("config", "tokenizer"))
     return described | {"tokenizer": tokenizer, "model": load_file(path / "model.safetensors")}
 
@@ -831,5 +821,5 @@ def load_model(path):
 
 
 def checkpoint_of(model, tokenizer, **more):
-    """What every checkpoint holds, so that a lone .pt can be sampled, and `more`."""
+    """What every checkpoint holds for sampling, and `more`."""
     return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": tokenizer} | more

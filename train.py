@@ -1,10 +1,10 @@
 """Train a masked-diffusion model (or its autoregressive twin) on the book that prepare.py prepared.
 
-    python train.py                                        the book prepared last, the three-stage curriculum
-    python train.py config/demo.py --learning_rate=2e-3    config files and --key=value, in order
-    python train.py --resume                               go on exactly where the run in out/ was stopped
-    python train.py --dry_run                              the plan: sizes, memory, time; nothing is trained
-    torchrun --nproc_per_node=2 train.py                   data-parallel, with the same effective batch
+    python train.py                           the book prepared last, the three-stage curriculum
+    python train.py config/demo.py --seed=2   config files and --key=value, in order
+    python train.py --resume                  go on exactly where the run in out/ was stopped
+    python train.py --dry_run                 the plan: sizes, memory, time; nothing is trained
+    torchrun --nproc_per_node=2 train.py      data-parallel, with the same effective batch
 
 Every random draw is a function of (seed, step) or (seed, stage, epoch) alone: a resumed run continues bit for
 bit, several processes see one batch, and how often one evaluates changes nothing.
@@ -87,10 +87,10 @@ stages = [
                                                   ("refinement", "stage3", [0.05, 0.20], 300.0, 0.5))]
 stage_patience = 0      # evaluations without improvement that end a stage early; 0: never [0, ...)
 patience = 0            # evaluations without a new best that end the run; 0: never [0, ...)
-carry_over = False      # one optimizer, warm-up and cosine over all stages; False: fresh in each
+carry_over = False      # one optimizer, warm-up and cosine for all stages; False: fresh in each
 # optimisation
 batch_size: int | str = 8  # rows of block_size tokens in a micro-batch (more if shorter), or auto [1, 65536]
-grad_accum = 2          # micro-batches in a step, on any number of processes together [1, 65536]
+grad_accum = 2          # micro-batches in a step, of all processes together [1, 65536]
 learning_rate = 1e-3    # AdamW's at its peak in a stage with lr_factor 1 (0, ...)
 min_lr = 0.1            # where the cosine ends, as a share of the peak [0, 1]
 warmup_steps = 100      # linear warm-up, at most a tenth of what it precedes [0, ...)
@@ -103,13 +103,13 @@ teacher = ""            # an earlier run's best.pt: half of what is learnt is wh
 even_weights = False    # of hidden tokens in the loss; False: the bound's, more where few are hidden
 label_smoothing = 0.0   # of the training loss; the bound is measured without [0, 1]
 ema = 0.0               # decay of an average of the weights, evaluated and saved instead; 0: off [0, 1)
-checkpointing: bool | str = "auto"  # recompute activations in backward; auto: where a GPU needs it
+checkpointing: bool | str = "auto"  # recompute activations in backward; auto: if a GPU needs it
 # watching
 eval_interval = 250     # steps between evaluations with a checkpoint; a stage ends with one [1, ...)
 eval_masks = 512        # held-out rows times masks in an evaluation; in the last four times [1, 1000000]
 sample_tokens = 64      # length of the sample beside each evaluation; 0: none [0, ...)
 log_interval = 10       # steps between lines in log.jsonl [1, ...)
-tensorboard = True      # write out_dir/tensorboard/ where that is installed
+tensorboard = True      # write out_dir/tensorboard/ if that is installed
 wandb_project = ""      # log to this Weights & Biases project as well
 
 # knobs that may differ when a run is resumed; so may a stage's length
@@ -121,7 +121,7 @@ STAGE = {"data": "the stream {stage1, stage2, stage3}", "mask_rate": "a window, 
          "max_steps": "its length at most [0, 1e9]", "lr_factor": "of learning_rate [1e-9, 1e9]"}
 STREAMS = ("stage1_train", "stage2_train", "stage3_train", "val")
 MAX_BAD_STEPS = 5       # in a row without a finite loss, before the run stops
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 
 
 # ---- data
@@ -220,9 +220,9 @@ class Progress:
     step: int = 0           # and in all
     tokens: int = 0         # of text seen in the stage
     seconds: float = 0.0    # spent in its steps
-    bound: float = math.nan     # the newest validation bound, bits per byte
-    before: float = math.nan    # what it was when the stage began
-    best: float = math.inf      # the lowest of the run
+    bound: float = math.nan   # the newest validation bound, bits per byte
+    before: float = math.nan  # when the stage began
+    best: float = math.inf  # the lowest of the run
     since_best: int = 0     # evaluations since
     stage_best: float = math.inf
     since_stage_best: int = 0
@@ -360,8 +360,7 @@ def check_stages():
     for i, stage in enumerate(stages):
         for key, meaning in STAGE.items():
             in_range(f"stages[{i}].{key}", stage[key], meaning)
-        rates = stage["mask_rate"]
-        if len(rates) != 2 or rates[0] >= rates[1]:
+        if len(rates := stage["mask_rate"]) != 2 or rates[0] >= rates[1]:
             fail(f"--stages[{i}].mask_rate wants two numbers, 0 <= low < high <= 1, got {rates}")
 
 
@@ -381,7 +380,7 @@ def open_run():
     run.effective = run.micro * grad_accum
     if saved:
         restore(run, saved)
-    longest = max(int(np.diff(stream.offsets).max()) for stream in streams.values())
+    longest = max(np.diff(stream.offsets).max() for stream in streams.values())
     if block_size > 1.1 * longest:
         run.say(f"block_size={block_size}, but no example of data/{knobs['dataset']} is longer "
                 f"than {longest} tokens: held-out text is measured in those")
@@ -412,8 +411,8 @@ def make_network(vocab_size, text, where):
     set_up_cpu(config)
     net = DiffusionModel(config)
     if embedding_init == "cooccurrence" and not resume:
-        tokens = torch.from_numpy(text.tokens.astype(np.int64))
-        net.embedding.weight.data.copy_(cooccurrence_embedding(tokens, config, seed))
+        start = cooccurrence_embedding(torch.from_numpy(text.tokens.astype(np.int64)), config, seed)
+        net.embedding.weight.data.copy_(start)
     # block by block: what depends on the data, padding and masks, stays outside
     for block in net.blocks if compile else ():
         block.compile(dynamic=True)
@@ -525,8 +524,8 @@ def next_rows(run):
 
 
 def accumulate_gradients(run, rows, masks, total):
-    """Forward and backward of this process's rows, every WORLD-th: the loss in nats per token, of `total` in
-    the batch. Where memory runs out, micro-batches are halved and the batch is begun again."""
+    """Forward and backward of every WORLD-th row, this process's: their loss in nats, over the batch's
+    `total` of tokens. Where memory runs out, micro-batches are halved and the batch is begun again."""
     masks, rows = Masks(*(x[RANK::WORLD] for x in masks)), rows[RANK::WORLD]
     while True:
         run.optimizer.zero_grad()
@@ -583,8 +582,8 @@ def sum_over_processes(net, loss):
 
 
 def set_learning_rate(run):
-    """Linear warm-up, then a cosine down to min_lr (Loshchilov & Hutter, 1608.03983), over the stage, or over
-    the run with carry_over."""
+    """Linear warm-up, then a cosine to min_lr (Loshchilov & Hutter, 1608.03983), over the stage, or with
+    carry_over the run."""
     p = run.progress
     done, steps = (p.step, run.steps) if carry_over else (p.stage_step, run.plan[p.stage].steps)
     warmup = min(warmup_steps, steps // 10)
@@ -601,7 +600,7 @@ def update_if_finite(run, loss, norm, rate):
     p, scaler = run.progress, run.scaler
     finite = math.isfinite(loss + norm)
     # in float16 a gradient too large for the loss scale is no fault: the scale is halved
-    overflow = not finite and scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
+    overflow = not finite and math.isfinite(loss) and scaler.is_enabled() and scaler.get_scale() > 1
     if finite:
         scaler.step(run.optimizer)
     scaler.update()
@@ -661,12 +660,12 @@ def begin_stage(run):
 
 
 def evaluate(run, final):
-    """The validation text's full-range bound in bits per byte; a sample; the best checkpoints."""
+    """The validation text's bound in bits per byte; a sample; the best checkpoints."""
     p = run.progress
     if RANK == 0:
         judged = run.net
         if ema:
-            judged = copy.deepcopy(run.net)
+            judged = copy.deepcopy(judged)
             judged.load_state_dict(run.average)
         (rows, points), tokens = validation(run), run.streams["val"].tokens
         text = tokens[tokens < run.net.config.n_text]
@@ -680,7 +679,7 @@ def evaluate(run, final):
             line = {"step": p.step, "stage": run.stage["name"], "seed": seed, "val_bits_per_byte": p.bound,
                     "text": sample_from(run, judged)}
             with open(f"{out_dir}/samples.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                print(json.dumps(line, ensure_ascii=False), file=file)
         run.say(f"step {p.step:,} {run.stage['name']}: validation bound {p.bound:.4f} bits per byte"
                 + (" (best)" if p.bound < p.best else ""))
         judged.train()
@@ -818,7 +817,7 @@ def hold_folder():
 
 
 def truncate_log(path, step):
-    """Drop the lines after `step`, the line of a stage that begins there, and a half-written last one."""
+    """Drop the lines after `step`, that of a stage that begins there, and a half-written last one."""
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             lines = [line for line in file if line.endswith("\n")]
@@ -851,8 +850,7 @@ class Log:
         """`line` with where the run stands."""
         p = run.progress
         line = {"step": p.step, "epoch": round(run.epochs, 3), "stage": p.stage + 1} | line
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        print(json.dumps(line), file=self.file, flush=True)
         numbers = {key: x for key, x in line.items() if isinstance(x, (int, float)) and key != "step"}
         for key, value in numbers.items() if self.board else ():
             self.board.add_scalar(key, value, p.step)
@@ -912,8 +910,8 @@ def timed(work, *arguments):
 
 
 def measured_seconds(run):
-    """Of a step in each stage, from up to five after one to warm up, or one where it takes long; and last, of
-    an evaluation with its sample, from a batch of it."""
+    """Of a step in each stage, from up to five after one to warm up, or one where it takes long; last, of an
+    evaluation with its sample, from a batch of it."""
     taken = [[] for _ in stages]
     for i in track(range(6 * len(stages)), "measuring", console=run.console, disable=RANK > 0):
         run.progress.stage, run.progress.stage_step = divmod(i, 6)
@@ -937,7 +935,7 @@ def duration(seconds):
 
 
 def print_plan(run):
-    """The dry run: what would be trained, on what, for how long; what the literature says of it."""
+    """The dry run: what would be trained, on what, how long; what the literature says of it."""
     console, config, memory = Console(soft_wrap=True, highlight=False), run.net.config, run.memory()
     sizes = count_parameters(config)
     console.print("Parameters: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
@@ -979,8 +977,7 @@ def print_plan(run):
 # ---- from start to end
 
 def start(run):
-    """The folder, the log, the display; Ctrl-C and SIGTERM end the run after the step at hand, a second one
-    at once."""
+    """Folder, log, display; Ctrl-C and SIGTERM end the run after the step at hand, a second one at once."""
     if RANK == 0:
         start_folder(run)
         run.log, run.display = Log(run), Display(run)
@@ -991,16 +988,16 @@ def start(run):
         run.stop.append(number)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    size, many = count_parameters(run.net.config)["total"], f", {WORLD} processes" if WORLD > 1 else ""
-    run.say(f"{f'resuming at step {run.progress.step:,}' if resume else 'training'}: {size:,} parameters, "
+    begun, many = f"resuming at step {run.progress.step:,}", f", {WORLD} processes"
+    run.say(f"{begun if resume else 'training'}: {count_parameters(run.net.config)['total']:,} parameters, "
             f"{run.knobs['dataset']}, {run.steps:,} steps of {run.effective} rows in micro-batches of "
-            f"{run.micro}, {run.where}, {str(run.kind)[6:]}{many}")
+            f"{run.micro}, {run.where}, {str(run.kind)[6:]}{many if WORLD > 1 else ''}")
     run.net.train()
 
 
 def draw_curves():
-    """out_dir/curves.svg where there is matplotlib: loss and bound over steps, every other stage shaded, in
-    colours for a light page and a dark one."""
+    """out_dir/curves.svg, with matplotlib: loss and bound over steps, every other stage shaded, in colours
+    for light pages and dark."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
