@@ -112,9 +112,10 @@ log_interval = 10       # steps between lines in log.jsonl [1, ...)
 tensorboard = True      # write out_dir/tensorboard/ if that is installed
 wandb_project = ""      # log to this Weights & Biases project as well
 
-# knobs that may differ when a run is resumed; so may a stage's length
+# knobs, and keys of a stage, that may differ when a run is resumed
 FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_masks", "sample_tokens", "log_interval",
-        "tensorboard", "wandb_project", "patience", "batch_size", "grad_accum", "checkpointing", "stages"}
+        "tensorboard", "wandb_project", "patience", "batch_size", "grad_accum", "checkpointing", "epochs",
+        "max_steps"}
 # what a stage's keys may be, as the comment of a knob says it
 STAGE = {"data": "the stream {stage1, stage2, stage3}", "mask_rate": "a window, low and high [0, 1]",
          "replay": "share of rows from the full range [0, 1]", "epochs": "its length [1e-9, 1e9]",
@@ -142,7 +143,7 @@ class Stream:
         self.whole_text = name == "stage3_train"
 
     def rows(self, pieces):
-        """(start, stop) pairs -> 1-d int64 tensors; a stop beyond the end goes on at the beginning."""
+        """(start, stop) pairs -> 1-d int64 tensors; beyond the end comes the beginning."""
         return [torch.from_numpy(self.tokens.take(np.arange(a, b), mode="wrap").astype(np.int64))
                 for a, b in pieces]
 
@@ -152,7 +153,7 @@ class Stream:
         if self.whole_text:
             size = min(longest, len(self.tokens))
             starts = phase + size * np.arange(len(self.tokens) // size)
-            return np.stack((starts, starts + size), 1)
+            return starts[:, None] + [0, size]
         return np.array([part for a, b in pairwise(self.offsets.tolist()) for part in parts(a, b, longest)])
 
     def batches_per_epoch(self, longest, budget):
@@ -191,7 +192,7 @@ def open_book(name):
 # ---- optimisation
 
 def make_optimizer(net):
-    """AdamW: weight decay on matrices, its own on the embedding, none on norms and on the convolution, which
+    """AdamW: weight decay on matrices, its own on the embedding, none on norms and the convolution, which
     learns ten times as fast."""
     left, groups = dict(net.named_parameters()), []
     for part, decay, faster in (("embedding", embedding_weight_decay, 1), (".conv.", 0.0, 10),
@@ -290,7 +291,6 @@ class Run:
 
     @property
     def autocast(self):
-        """The context in which the network computes."""
         return torch.autocast(self.where.type, self.kind, enabled=self.kind != torch.float32)
 
     @property
@@ -328,9 +328,9 @@ def settle_knobs():
         before = saved["training"]["knobs"]
         knobs = configure(globals(), base=before | {"out_dir": out_dir})
         now, then = fixed(knobs), fixed(before)
-    for name in now.keys() & then.keys():
-        if now[name] != then[name]:
-            fail(f"cannot resume {path} with {name}={now[name]!r}: that run has {name}={then[name]!r}; "
+    for name, value in now.items():
+        if value != then.get(name, value):
+            fail(f"cannot resume {path} with {name}={value!r}: that run has {name}={then[name]!r}; "
                  "start another with --out_dir=...")
     return knobs, saved
 
@@ -338,9 +338,8 @@ def settle_knobs():
 def fixed(knobs):
     """The knobs that stay in a resumed run, each stage's beside the others, as stages[0].replay."""
     flat = {f"stages[{i}].{key}": value for i, stage in enumerate(knobs["stages"])
-            for key, value in stage.items() if key not in ("epochs", "max_steps")}
-    here = {name: value for name, value in knobs.items() if name not in FREE}
-    return here | flat | {"stages": len(knobs["stages"])}
+            for key, value in stage.items() if key not in FREE}
+    return {name: knobs[name] for name in knobs if name not in FREE} | flat | {"stages": len(knobs["stages"])}
 
 
 @contextlib.contextmanager
@@ -402,7 +401,6 @@ def open_device():
 
 
 def make_network(vocab_size, text, where):
-    """The network with its first weights."""
     torch.manual_seed(seed)
     try:
         config = Config(vocab_size, block_size, n_layer, n_head, n_embd, dropout, causal, rope_base, conv)
@@ -413,7 +411,7 @@ def make_network(vocab_size, text, where):
     if embedding_init == "cooccurrence" and not resume:
         start = cooccurrence_embedding(torch.from_numpy(text.tokens.astype(np.int64)), config, seed)
         net.embedding.weight.data.copy_(start)
-    # block by block: what depends on the data, padding and masks, stays outside
+    # by blocks: what depends on the data, padding and masks, stays outside
     for block in net.blocks if compile else ():
         block.compile(dynamic=True)
     return net.to(where)
@@ -435,7 +433,7 @@ def open_teacher(run):
 
 
 def fit_to_memory(run):
-    """Settle run.micro and whether activations are recomputed."""
+    """Settle run.micro, and whether to recompute activations."""
     on_gpu, auto = run.where.type == "cuda", batch_size == "auto"
     capacity = 0.9 * torch.cuda.get_device_properties(run.where).total_memory / 1e9 if on_gpu else math.inf
     if isinstance(batch_size, str) and not auto:
@@ -539,7 +537,7 @@ def accumulate_gradients(run, rows, masks, total):
                 run.scaler.scale(share).backward()
                 loss += share.detach()
             return loss
-        except RuntimeError as error:  # OutOfMemoryError is a GPU's; a CPU's has no name
+        except RuntimeError as error:  # a CPU's has no name
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
         if run.micro == 1:
@@ -547,7 +545,7 @@ def accumulate_gradients(run, rows, masks, total):
                  "config/memory_efficient.py, a smaller block_size or a smaller model")
         run.micro //= 2
         run.say(f"out of memory: micro-batches of {run.micro} from here on, in the same effective batch")
-        if run.where.type == "cuda":  # only here does no traceback hold the activations any more
+        if run.where.type == "cuda":  # here no traceback holds the activations any more
             torch.cuda.empty_cache()
 
 
@@ -641,7 +639,7 @@ def train(run):
 
 
 def begin_stage(run):
-    """Reset what a stage counts for itself, and log what it will do."""
+    """Reset what a stage counts, and log what it will do."""
     p, stage, config = run.progress, run.stage, run.net.config
     stream, steps = run.stream(stage), run.plan[p.stage].steps
     p.stage_best, p.since_stage_best, p.tokens, p.seconds, p.before = math.inf, 0, 0, 0.0, p.bound
@@ -717,7 +715,7 @@ def out_of_patience(p):
 
 
 def end_stage(run, ended):
-    """Record how the stage went, and go on to the next, or past the last."""
+    """Record how the stage went; on to the next, or past the last."""
     p = run.progress
     p.results.append({"stage": p.stage + 1, "name": run.stage["name"],
                       "epochs": run.epochs, "steps": p.stage_step, "tokens": p.tokens,
@@ -737,7 +735,7 @@ def number(value):
 
 
 def checkpoint(run):
-    """What best.pt holds: the model, and how it came about."""
+    """What best.pt holds."""
     p = run.progress
     training = {"dataset": run.knobs["dataset"], "data": run.digests, "knobs": run.knobs,
                 "effective_batch": run.effective, "step": p.step, "stage": p.stage + 1,
@@ -746,14 +744,14 @@ def checkpoint(run):
 
 
 def save_latest(run):
-    """latest.pt: a checkpoint and all that resuming needs."""
+    """With all that resuming needs."""
     whole = checkpoint(run) | {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
                                "progress": asdict(run.progress)}
     save(f"{out_dir}/latest.pt", whole | ({"raw": run.net.state_dict()} if ema else {}))
 
 
 def save(path, content):
-    """Write a checkpoint, whole, or leave the one that is there."""
+    """Write a checkpoint whole, or leave the one there is."""
     if RANK == 0:
         try:
             with written(path, "wb") as file:
@@ -829,7 +827,7 @@ def truncate_log(path, step):
 
 
 class Log:
-    """log.jsonl, TensorBoard and Weights & Biases: one object a line, the numbers in it as curves."""
+    """log.jsonl, an object a line; its numbers as curves in TensorBoard and Weights & Biases."""
 
     def __init__(self, run):
         self.file, self.board, self.wandb = open(f"{out_dir}/log.jsonl", "a", encoding="utf-8"), None, None
@@ -903,7 +901,6 @@ def mean_rate(stage):
 
 
 def timed(work, *arguments):
-    """The seconds that it takes."""
     began = time.perf_counter()
     work(*arguments)
     return time.perf_counter() - began
@@ -942,7 +939,7 @@ def print_plan(run):
     console.print(f"Memory (estimate): {memory['training_gb']:.2f} GB to train in micro-batches of "
                   f"{run.micro}, {memory['inference_gb']:.2f} GB to sample; "
                   f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
-    table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (from measured steps)",
+    table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (measured)",
                   title=f"{run.steps:,} steps")
     seen, flops, taken, (*each, evaluation) = 0, 0, 0.0, measured_seconds(run)
     for stage, (per_epoch, steps), seconds in zip(stages, run.plan, each):
@@ -958,17 +955,16 @@ def print_plan(run):
     epochs, critical = seen / unique, 2.12e15 * (unique / 1e6) ** 2.174
     # 2510.03280's fit as power laws through its values at 100K and 500K tokens
     fivefold = math.log(unique / 1e5, 5)
-    ends = np.cumsum([part.steps for part in run.plan]).tolist()
-    # the last is fourfold
-    judging = evaluation * (3 + len({*ends, *range(eval_interval, ends[-1], eval_interval)}))
+    ends = {*np.cumsum([part.steps for part in run.plan]), *range(eval_interval, run.steps, eval_interval)}
+    judging = evaluation * (len(ends) + 3)  # the last is fourfold
     console.print(
         f"All of it: {flops:.2e} FLOPs, {duration(taken + judging)}, of which {duration(judging)} "
         f"for evaluations; {epochs:.0f} passes' worth of the book's {unique:,} training tokens.\n"
-        "Extrapolation (arXiv 2507.15857, fitted on 25M-100M tokens): diffusion overtakes autoregression "
-        f"above C_crit = {critical:.2e} FLOPs, this run is {flops / critical:.1f} times that. "
-        "Measured on four books (README): not yet at 1.5e13 to 2.3e13; with a teacher for both, on one.\n"
+        "Extrapolation (arXiv 2507.15857, of 25M-100M tokens): diffusion overtakes autoregression above "
+        f"C_crit = {critical:.2e} FLOPs, this run has {flops / critical:.1f} times that. Measured on four "
+        "books (README): not yet at 1.5e13 to 2.3e13; with a teacher for both, on one.\n"
         "Extrapolation (same, Table 1): repeated data keeps its worth up to R* = "
-        f"{31.19 if causal else 493.89} epochs for this objective; this run has {epochs:.0f}.\n"
+        f"{31.19 if causal else 493.89} epochs of this objective; this run has {epochs:.0f}.\n"
         "Extrapolation (arXiv 2510.03280): for this many tokens about "
         f"{7 * 2 ** fivefold:.0f}M parameters and {100 * 1.35 ** fivefold:.0f} epochs; this run has "
         f"{sizes['total'] / 1e6:.1f}M and {epochs:.0f}.")
@@ -1022,7 +1018,6 @@ def draw_curves():
 
 
 def close_run(run, text):
-    """Last words; everything is on disk."""
     if RANK == 0:
         run.display.bar.stop()
         run.log.close()
