@@ -65,7 +65,7 @@ class RMSNorm(nn.RMSNorm):
     returned in x's dtype."""
 
     def __init__(self, width, learnt=True):
-        super().__init__(width, eps=1e-6, elementwise_affine=learnt)
+        super().__init__(width, 1e-6, learnt)
 
     def forward(self, x):
         return super().forward(x.float()).to(x.dtype)
@@ -90,8 +90,8 @@ class Rotary(nn.Module):
         if length > longest:
             raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size of {longest}")
         cos, sin = self.table[:, :length].to(x.dtype)
-        a, b = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((b, a), dim=-1) * sin
+        a, b = x.chunk(2, -1)
+        return x * cos + torch.cat((b, a), -1) * sin
 
 
 class ShortConvolution(nn.Module):
@@ -139,9 +139,9 @@ class Block(nn.Module):
         qkv = self.qkv(near).view(B, T, 3, config.n_head, d // config.n_head).permute(2, 0, 3, 1, 4)
         qk, (v,) = qkv.split((2, 1))
         q, k = self.rotary(self.qk_norm(qk))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=config.causal)
+        y = F.scaled_dot_product_attention(q, k, v, attend, is_causal=config.causal)
         x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)
 
 
@@ -168,7 +168,7 @@ class DiffusionModel(nn.Module):
         config, real = self.config, None
         if config.causal:
             first = torch.full_like(tokens[:, :1], config.mask_id)
-            tokens = torch.cat((first, tokens[:, :-1]), dim=1)
+            tokens = torch.cat((first, tokens[:, :-1]), 1)
         elif (tokens == config.pad_id).any():  # without padding SDPA may use its fastest kernel
             real = tokens != config.pad_id
         x = F.dropout(self.embedding(tokens), config.dropout, self.training)
@@ -389,15 +389,16 @@ class Sampling:
     schedule: str = setting("linear", "how many per step: linear, or cosine (few at first)",
                             choices=("linear", "cosine"))
     threshold: float | None = setting(None, "also decide whatever is likelier than this (0.9, say)", 0, 1)
-    entropy_bound: float | None = setting(None, "also decide as many as keep their summed entropy within "
-                                          "this many nats", 0, 10**9)
+    entropy_bound: float | None = setting(
+        None, "also decide as many as keep their summed entropy within this many nats", 0, 10**9)
     temperature: float = setting(0.8, "0: always the likeliest token; 1: as the model sees it", 0, 100)
     top_k: int = setting(0, "draw among this many likeliest tokens; 0: all", 0, 10**9)
     top_p: float = setting(0.95, "and among those that make up this much probability", 1e-6, 1)
     repetition_penalty: float = setting(1.0, "above 1: tokens of the text are less likely again", 1e-3, 1000)
     remask: float = setting(0.0, "share of the decided tokens that each step takes back", 0, 0.99)
-    block_size: int | None = setting(None, "write in blocks of this many tokens, left to right; None: only "
-                                     "where the model's context demands it", 1, 10**9)
+    block_size: int | None = setting(
+        None, "write in blocks of this many tokens, left to right; None: only where the context demands it",
+        1, 10**9)
 
     def __post_init__(self):
         """ValueError for what a field may not be."""
@@ -659,7 +660,7 @@ def spread(where, values, empty):
 
 def ranks(score):
     """Each entry's place in its row of (A, W), 0 for the highest; ties go to the left."""
-    return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return score.argsort(dim=1, descending=True, stable=True).argsort(1)
 
 
 # ---- sizes
@@ -785,7 +786,7 @@ def load_checkpoint(path):
         raise ValueError(f"{path} is the folder of a run: its model is {path}/best.pt")
     try:
         if os.path.isdir(path):
-            checkpoint = load_folder(Path(path))
+            checkpoint = load_folder(path)
         else:
             with zipfile.ZipFile(path) as file:
                 if part := file.testzip():  # checksums, at which torch does not look
@@ -804,9 +805,9 @@ def load_checkpoint(path):
 def load_folder(path):
     """A checkpoint's model, config and tokenizer from safetensors and JSON."""
     from safetensors.torch import load_file  # needed here alone
-    described, tokenizer = (json.loads((path / f"{name}.json").read_text("utf-8"))
-                            for name in ("config", "tokenizer"))
-    return described | {"tokenizer": tokenizer, "model": load_file(path / "model.safetensors")}
+    described, tokenizer = (json.loads(Path(path, name).read_text("utf-8"))
+                            for name in ("config.json", "tokenizer.json"))
+    return described | {"tokenizer": tokenizer, "model": load_file(f"{path}/model.safetensors")}
 
 
 def load_model(path):

@@ -24,16 +24,14 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn, track
-from rich.progress import Progress as Bar
 from rich.table import Column, Table
-from torch import Tensor
 
 from configurator import configure, fail, in_range, run_script, write_json, written
 from model import (
@@ -175,7 +173,7 @@ def draw_seed(*numbers):
 
 
 def open_book(name):
-    """(name, tokenizer, streams) of a prepared book; without a name, of the one prepared last."""
+    """(name, tokenizer, streams) of a prepared book; without a name, the last."""
     try:
         name = name or Path("data/latest").read_text("utf-8").strip()
     except OSError:
@@ -237,29 +235,27 @@ class StagePlan(NamedTuple):
     steps: int              # in all
 
 
-@dataclass
 class Run:
     """All that the loop works with."""
-    knobs: dict
-    tokenizer: dict
-    streams: dict[str, Stream]
-    where: torch.device
-    kind: torch.dtype
-    net: DiffusionModel
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: dict[str, Tensor]  # of the weights; empty without ema
-    teacher: DiffusionModel | None = None
-    micro: int = 1              # rows of block_size tokens in a micro-batch
-    effective: int = 0          # and in a step
-    progress: Progress = field(default_factory=Progress)
-    batches: tuple = None, ()   # the (stage, epoch) at hand, and its batches
-    hold: TextIO | None = None  # out_dir's lock
-    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
-    said: float = 0.0           # when it said something last
-    log: "Log | None" = None    # the first process's alone, as the display
-    display: "Display | None" = None
-    stop: list[int] = field(default_factory=list)  # the signal that asked the run to end
+
+    def __init__(self, knobs):
+        self.where, self.kind = open_device()
+        self.knobs, self.progress = knobs, Progress()
+        knobs["dataset"], self.tokenizer, self.streams = open_book(dataset)
+        self.net = make_network(self)
+        self.optimizer = make_optimizer(self.net)
+        self.scaler = torch.amp.GradScaler(self.where.type, enabled=self.kind == torch.float16)
+        self.scaler.scale(torch.zeros((), device=self.where))  # a process may have no row of the first batch
+        self.average = copy.deepcopy(self.net.state_dict()) if ema else {}  # of the weights
+        self.batches = None, ()  # the (stage, epoch) at hand, and its batches
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.said = 0.0         # when it said something last
+        self.hold = self.log = self.display = None  # out_dir's lock and the next are the first process's
+        self.stop = []          # the signal that asked the run to end
+        self.teacher = open_teacher(self) if teacher else None
+        self.micro = 1          # rows of block_size tokens in a micro-batch,
+        fit_to_memory(self)
+        self.effective = self.micro * grad_accum  # and in a step
 
     @property
     def at(self):
@@ -336,7 +332,7 @@ def settle_knobs():
 
 
 def fixed(knobs):
-    """The knobs that stay in a resumed run, each stage's beside the others, as stages[0].replay."""
+    """The knobs that a resumed run keeps, each stage's beside the others, as stages[0].replay."""
     flat = {f"stages[{i}].{key}": value for i, stage in enumerate(knobs["stages"])
             for key, value in stage.items() if key not in FREE}
     return {name: knobs[name] for name in knobs if name not in FREE} | flat | {"stages": len(knobs["stages"])}
@@ -348,14 +344,14 @@ def of_this_version():
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        fail(f"cannot resume {out_dir}/latest.pt: another version wrote it, or it is damaged or no state of "
+        fail(f"cannot resume {out_dir}/latest.pt: it is damaged, another version's, or no state of "
              f"training ({type(error).__name__}: {error})")
 
 
 def check_stages():
     """fail() where a stage makes no sense."""
     if not stages:
-        fail("--stages is empty: there is nothing to train")
+        fail("--stages is empty: nothing to train")
     for i, stage in enumerate(stages):
         for key, meaning in STAGE.items():
             in_range(f"stages[{i}].{key}", stage[key], meaning)
@@ -367,19 +363,10 @@ def open_run():
     """Everything from the command line to the first step."""
     knobs, saved = settle_knobs()
     check_stages()
-    where, kind = open_device()
-    knobs["dataset"], tokenizer, streams = open_book(dataset)
-    net = make_network(tokenizer["vocab_size"], streams["stage3_train"], where)
-    average = {name: p.clone() for name, p in net.state_dict().items()} if ema else {}
-    scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
-    scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
-    run = Run(knobs, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average)
-    run.teacher = open_teacher(run) if teacher else None
-    fit_to_memory(run)
-    run.effective = run.micro * grad_accum
+    run = Run(knobs)
     if saved:
         restore(run, saved)
-    longest = max(np.diff(stream.offsets).max() for stream in streams.values())
+    longest = max(np.diff(stream.offsets).max() for stream in run.streams.values())
     if block_size > 1.1 * longest:
         run.say(f"block_size={block_size}, but no example of data/{knobs['dataset']} is longer "
                 f"than {longest} tokens: held-out text is measured in those")
@@ -387,7 +374,7 @@ def open_run():
 
 
 def open_device():
-    """Where this process computes and in what; torchrun's processes find each other here."""
+    """(device, dtype) of this process; torchrun's find each other here."""
     try:
         where = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     except ValueError as error:
@@ -400,21 +387,22 @@ def open_device():
     return where, pick_dtype(where)
 
 
-def make_network(vocab_size, text, where):
+def make_network(run):
     torch.manual_seed(seed)
     try:
-        config = Config(vocab_size, block_size, n_layer, n_head, n_embd, dropout, causal, rope_base, conv)
+        config = Config(run.tokenizer["vocab_size"], block_size, n_layer, n_head, n_embd, dropout, causal,
+                        rope_base, conv)
     except ValueError as error:
         fail(error)
     set_up_cpu(config)
     net = DiffusionModel(config)
     if embedding_init == "cooccurrence" and not resume:
-        start = cooccurrence_embedding(torch.from_numpy(text.tokens.astype(np.int64)), config, seed)
-        net.embedding.weight.data.copy_(start)
+        text = torch.from_numpy(run.streams["stage3_train"].tokens.astype(np.int64))
+        net.embedding.weight.data.copy_(cooccurrence_embedding(text, config, seed))
     # by blocks: what depends on the data, padding and masks, stays outside
     for block in net.blocks if compile else ():
         block.compile(dynamic=True)
-    return net.to(where)
+    return net.to(run.where)
 
 
 def open_teacher(run):
@@ -426,7 +414,7 @@ def open_teacher(run):
     except (OSError, ValueError) as error:
         fail(f"--teacher: {error}")
     if saved.get("training", {}).get("data") != run.digests:
-        fail(f"--teacher={path} learnt from other text than this run does, or from other tokens of it")
+        fail(f"--teacher={path} learnt from other text than this run, or from other tokens of it")
     if net.config.causal != causal:
         fail(f"--teacher={path} cannot teach this run: one of the two is causal")
     return net.to(run.where)
@@ -441,7 +429,8 @@ def fit_to_memory(run):
 
     def fits():
         return run.memory()["training_gb"] <= capacity
-    run.micro = 1 if auto else batch_size
+    if not auto:
+        run.micro = batch_size
     run.net.checkpointing = not fits() if checkpointing == "auto" else checkpointing is not False
     if auto:
         run.micro = 256 if on_gpu else 8
@@ -461,7 +450,7 @@ def restore(run, saved):
     before, here = saved["training"].get("data", {}), run.digests
     if changed := [name for name in here if before.get(name) != here[name]]:
         fail(f"cannot resume {out_dir}/latest.pt: data/{run.knobs['dataset']} has changed since "
-             f"({', '.join(changed)}); prepare that book as it was, or start anew")
+             f"({', '.join(changed)}); prepare it as it was, or start anew")
     run.net.load_state_dict(saved.get("raw", saved["model"]))
     run.average = {name: saved["model"][name].to(run.where) for name in run.average}
     run.optimizer.load_state_dict(saved["optimizer"])
@@ -477,7 +466,7 @@ def restore(run, saved):
 # ---- the step
 
 def step(run):
-    """One step of the stage at hand; what of it is logged."""
+    """One step of the stage at hand; what is logged of it."""
     p, stage, config = run.progress, run.stage, run.net.config
     began = time.perf_counter()
     # 1. batch: about as many tokens as in any other
@@ -512,7 +501,7 @@ def step(run):
 
 
 def next_rows(run):
-    """The rows of this step's batch; a function of (seed, stage, step) alone."""
+    """The step's batch of rows; a function of (seed, stage, step) alone."""
     p, stream = run.progress, run.stream(run.stage)
     epoch, index = divmod(p.stage_step, run.plan[p.stage].per_epoch)
     if run.batches[0] != (p.stage, epoch):
@@ -542,7 +531,7 @@ def accumulate_gradients(run, rows, masks, total):
                 raise
         if run.micro == 1:
             fail(f"out of memory with one row of {max(map(len, rows))} tokens: try "
-                 "config/memory_efficient.py, a smaller block_size or a smaller model")
+                 "config/memory_efficient.py, a smaller block_size or model")
         run.micro //= 2
         run.say(f"out of memory: micro-batches of {run.micro} from here on, in the same effective batch")
         if run.where.type == "cuda":  # here no traceback holds the activations any more
@@ -568,14 +557,14 @@ def agree(run, value, how=dist.ReduceOp.MAX):
 
 
 def sum_over_processes(net, loss):
-    """The processes' losses, and in place their gradients, added up in one buffer."""
+    """The processes' losses, and in place their gradients, added up in one go."""
     if WORLD > 1:
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
-        flat = torch.cat([g.flatten() for g in grads] + [loss[None]])
+        flat = torch.cat([x.flatten() for x in (*grads, loss)])
         dist.all_reduce(flat)
-        for p, g in zip(net.parameters(), flat[:-1].split([g.numel() for g in grads])):
-            p.grad = g.view_as(p)
-        loss = flat[-1]
+        *grads, loss = flat.split([x.numel() for x in (*grads, loss)])
+        for p, grad in zip(net.parameters(), grads):
+            p.grad = grad.view_as(p)
     return loss.item()
 
 
@@ -594,7 +583,7 @@ def set_learning_rate(run):
 
 
 def update_if_finite(run, loss, norm, rate):
-    """Step the optimizer unless loss or gradient is not finite; too many such steps in a row end the run."""
+    """Step the optimizer if loss and gradient are finite; too many steps in a row without end the run."""
     p, scaler = run.progress, run.scaler
     finite = math.isfinite(loss + norm)
     # in float16 a gradient too large for the loss scale is no fault: the scale is halved
@@ -615,7 +604,7 @@ def update_if_finite(run, loss, norm, rate):
 # ---- the loop
 
 def train(run):
-    """Every stage, step after step, from wherever run.progress stands."""
+    """Every stage, step after step, from where run.progress stands."""
     p = run.progress
     while p.stage < len(stages):
         steps, ended = run.plan[p.stage].steps, ""
@@ -649,10 +638,11 @@ def begin_stage(run):
     tokens = pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id)
     seen = draw_masks(tokens, config, stage["mask_rate"], generator=torch.Generator().manual_seed(seed))
     rates, examples = seen.masked.sum(1) / (tokens < config.n_text).sum(1), len(stream.offsets) - 1
+    line = {"event": "stage", "name": stage["name"], "examples": examples, "steps": steps,
+            "mask_rate_low": float(rates.min()), "mask_rate_high": float(rates.max()),
+            "val_before": number(p.before)}
     if run.log:
-        run.log.write(run, {"event": "stage", "name": stage["name"], "examples": examples, "steps": steps,
-                            "mask_rate_low": float(rates.min()), "mask_rate_high": float(rates.max()),
-                            "val_before": number(p.before)})
+        run.log.write(run, line)
     run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, "
             f"{steps:,} steps")
 
@@ -752,12 +742,13 @@ def save_latest(run):
 
 def save(path, content):
     """Write a checkpoint whole, or leave the one there is."""
-    if RANK == 0:
-        try:
-            with written(path, "wb") as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # torch's way of saying that the disk is full
-            raise OSError(None, str(error), path) from error
+    if RANK > 0:
+        return
+    try:
+        with written(path, "wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # torch's way of saying that the disk is full
+        raise OSError(None, str(error), path) from error
 
 
 def start_folder(run):
@@ -768,14 +759,15 @@ def start_folder(run):
         run.hold = hold_folder()
     except OSError as error:
         fail(f"nothing can be written to out_dir={out_dir!r}: {error.strerror}")
+    records = [Path(out_dir, name) for name in ("log.jsonl", "samples.jsonl")]
     if resume:
-        for name in ("log.jsonl", "samples.jsonl"):
-            truncate_log(f"{out_dir}/{name}", run.progress.step)
+        for path in records:
+            truncate_log(path, run.progress.step)
     elif os.path.exists(f"{out_dir}/latest.pt"):
         move_aside(run)
     else:  # of a run that was stopped before its first checkpoint
-        for name in ("log.jsonl", "samples.jsonl", "curves.svg"):
-            Path(out_dir, name).unlink(missing_ok=True)
+        for path in (*records, Path(out_dir, "curves.svg")):
+            path.unlink(missing_ok=True)
         shutil.rmtree(f"{out_dir}/tensorboard", ignore_errors=True)
     os.makedirs(f"{out_dir}/source", exist_ok=True)
     for name in ("train.py", "model.py"):
@@ -816,8 +808,8 @@ def hold_folder():
 
 def truncate_log(path, step):
     """Drop the lines after `step`, that of a stage that begins there, and a half-written last one."""
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
             lines = [line for line in file if line.endswith("\n")]
         with written(path) as file:
             for line in lines:
@@ -866,11 +858,11 @@ class Display:
     """On stderr: a moving bar where there is a terminal, plain lines where there is none."""
 
     def __init__(self, run):
-        text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
-        left = TimeRemainingColumn(elapsed_when_finished=True)
-        bar = [BarColumn(16)] if run.console.width >= 80 else []  # the loss and the bound come first
-        self.bar = Bar(*bar, MofNCompleteColumn(), left, text, expand=True, console=run.console,
-                       disable=not run.console.is_terminal)
+        text = bars.TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
+        left = bars.TimeRemainingColumn(elapsed_when_finished=True)
+        room = [bars.BarColumn(16)] if run.console.width >= 80 else []  # loss and bound come first
+        self.bar = bars.Progress(*room, bars.MofNCompleteColumn(), left, text, expand=True,
+                                 console=run.console, disable=not run.console.is_terminal)
         self.task = self.bar.add_task("", total=run.steps, completed=run.progress.step)
         self.bar.start()
         self.steps = 0
@@ -907,10 +899,10 @@ def timed(work, *arguments):
 
 
 def measured_seconds(run):
-    """Of a step in each stage, from up to five after one to warm up, or one where it takes long; last, of an
+    """Of a step in each stage, from up to five after one to warm up, or one where it takes long; and of an
     evaluation with its sample, from a batch of it."""
     taken = [[] for _ in stages]
-    for i in track(range(6 * len(stages)), "measuring", console=run.console, disable=RANK > 0):
+    for i in bars.track(range(6 * len(stages)), "measuring", console=run.console, disable=RANK > 0):
         run.progress.stage, run.progress.stage_step = divmod(i, 6)
         part = taken[i // 6]
         if agree(run, sum(part)) < 10:
@@ -920,7 +912,7 @@ def measured_seconds(run):
     with run.autocast:
         judging = timed(held_out_bound, run.net, some, 1) * len(rows) * (1 if causal else points) / len(some)
     writing = timed(sample_from, run, run.net) if sample_tokens else 0
-    return [*(float(np.mean(part[1:] or part)) for part in taken), judging + writing]
+    return [np.mean(part[1:] or part) for part in taken], judging + writing
 
 
 def duration(seconds):
@@ -941,7 +933,7 @@ def print_plan(run):
                   f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
     table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (measured)",
                   title=f"{run.steps:,} steps")
-    seen, flops, taken, (*each, evaluation) = 0, 0, 0.0, measured_seconds(run)
+    seen, flops, taken, (each, evaluation) = 0, 0, 0.0, measured_seconds(run)
     for stage, (per_epoch, steps), seconds in zip(stages, run.plan, each):
         (low, high), stream = stage["mask_rate"], run.stream(stage)
         tokens, lengths = int(len(stream.tokens) * steps / per_epoch), np.diff(stream.pieces(block_size))
@@ -1039,7 +1031,7 @@ def main():
                        f"bits per byte, in {out_dir}/best.pt; python sample.py writes with it")
     except OSError as error:
         fail(f"could not write {error.filename or f'to {out_dir}/'} ({error.strerror or error}): free some "
-             "space and continue with --resume; the checkpoint saved before is whole")
+             "space and continue with --resume; the last checkpoint is whole")
 
 
 if __name__ == "__main__":
