@@ -297,9 +297,9 @@ class Run:
         return self.streams[f"{stage['data']}_train"]
 
     def memory(self):
-        return estimate_memory(self.net.config, self.micro, self.kind.itemsize, self.net.checkpointing,
-                               ema > 0, self.where.type == "cuda", max(map(mean_rate, stages)),
-                               self.teacher and self.teacher.config)
+        return estimate_memory(
+            self.net.config, self.micro, self.kind.itemsize, self.net.checkpointing, ema > 0,
+            self.where.type == "cuda", max(map(mean_rate, stages)), self.teacher and self.teacher.config)
 
     def text(self, tokens):
         return "".join(self.tokenizer["tokens"][t] for t in tokens).encode("latin-1")
@@ -344,8 +344,8 @@ def of_this_version():
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        fail(f"cannot resume {out_dir}/latest.pt: it is damaged, another version's, or no state of "
-             f"training ({type(error).__name__}: {error})")
+        fail(f"cannot resume {out_dir}/latest.pt: it is damaged, another version's, or no state of training "
+             f"({type(error).__name__}: {error})")
 
 
 def check_stages():
@@ -522,11 +522,11 @@ def accumulate_gradients(run, rows, masks, total):
             for tokens, part in micro_batches(run, rows, masks):
                 with run.autocast:
                     nats = weighted_loss(run.net, tokens, part, run.net.config, label_smoothing, run.teacher)
-                share = nats / total
-                run.scaler.scale(share).backward()
-                loss += share.detach()
+                nats = nats / total
+                run.scaler.scale(nats).backward()
+                loss += nats.detach()
             return loss
-        except RuntimeError as error:  # a CPU's has no name
+        except RuntimeError as error:  # OutOfMemoryError is a GPU's; a CPU's has no name
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
         if run.micro == 1:
@@ -643,8 +643,7 @@ def begin_stage(run):
             "val_before": number(p.before)}
     if run.log:
         run.log.write(run, line)
-    run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, "
-            f"{steps:,} steps")
+    run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, {steps:,} steps")
 
 
 def evaluate(run, final):
@@ -707,10 +706,10 @@ def out_of_patience(p):
 def end_stage(run, ended):
     """Record how the stage went; on to the next, or past the last."""
     p = run.progress
-    p.results.append({"stage": p.stage + 1, "name": run.stage["name"],
-                      "epochs": run.epochs, "steps": p.stage_step, "tokens": p.tokens,
-                      "seconds": round(p.seconds, 3), "bound_before": number(p.before),
-                      "best_bound": number(p.stage_best), "last_bound": number(p.bound), "ended": ended})
+    p.results.append({
+        "stage": p.stage + 1, "name": run.stage["name"], "epochs": run.epochs, "steps": p.stage_step,
+        "tokens": p.tokens, "seconds": round(p.seconds, 3), "bound_before": number(p.before),
+        "best_bound": number(p.stage_best), "last_bound": number(p.bound), "ended": ended})
     p.stage, p.stage_step = len(stages) if ended.startswith("stopped early") else p.stage + 1, 0
     if RANK == 0:
         write_json(f"{out_dir}/curriculum_results.json", p.results)
