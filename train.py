@@ -643,7 +643,8 @@ def begin_stage(run):
             "val_before": number(p.before)}
     if run.log:
         run.log.write(run, line)
-    run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, {steps:,} steps")
+    run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, "
+            f"{steps:,} steps")
 
 
 def evaluate(run, final):
