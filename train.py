@@ -250,7 +250,7 @@ class Run:
         self.batches = None, ()  # the (stage, epoch) at hand, and its batches
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.said = 0.0         # when it said something last
-        self.hold = self.log = self.display = None  # out_dir's lock and the next are the first process's
+        self.hold = self.log = None  # out_dir's lock, and what it writes: the first process's
         self.stop = []          # the signal that asked the run to end
         self.teacher = open_teacher(self) if teacher else None
         self.micro = 1          # rows of block_size tokens in a micro-batch,
@@ -614,7 +614,7 @@ def train(run):
             line = step(run)
             last = p.stage_step == steps
             if run.log and (p.step % log_interval == 0 or last):
-                run.display.step(run, run.log.write(run, line))
+                run.log.show(run, run.log.write(run, line))
             if p.step % eval_interval == 0 or last:
                 evaluate(run, final=last and p.stage + 1 == len(stages))
                 ended = out_of_patience(p)
@@ -819,7 +819,8 @@ def truncate_log(path, step):
 
 
 class Log:
-    """log.jsonl, an object a line; its numbers as curves in TensorBoard and Weights & Biases."""
+    """log.jsonl, an object a line; its numbers as curves in TensorBoard and Weights & Biases; and on stderr a
+    moving bar, or plain lines where there is no terminal."""
 
     def __init__(self, run):
         self.file, self.board, self.wandb = open(f"{out_dir}/log.jsonl", "a", encoding="utf-8"), None, None
@@ -835,6 +836,14 @@ class Log:
             except ImportError:
                 fail("--wandb_project needs Weights & Biases: pip install wandb")
             self.wandb = wandb.init(project=wandb_project, config=run.knobs, resume="allow")
+        text = bars.TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
+        left = bars.TimeRemainingColumn(elapsed_when_finished=True)
+        room = [bars.BarColumn(16)] if run.console.width >= 80 else []  # loss and bound come first
+        self.bar = bars.Progress(*room, bars.MofNCompleteColumn(), left, text, expand=True,
+                                 console=run.console, disable=not run.console.is_terminal)
+        self.task = self.bar.add_task("", total=run.steps, completed=run.progress.step)
+        self.bar.start()
+        self.shown = 0
 
     def write(self, run, line):
         """`line` with where the run stands."""
@@ -848,26 +857,7 @@ class Log:
             self.wandb.log(numbers, step=p.step)
         return line
 
-    def close(self):
-        self.file.close()
-        if self.board:
-            self.board.close()
-
-
-class Display:
-    """On stderr: a moving bar where there is a terminal, plain lines where there is none."""
-
-    def __init__(self, run):
-        text = bars.TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
-        left = bars.TimeRemainingColumn(elapsed_when_finished=True)
-        room = [bars.BarColumn(16)] if run.console.width >= 80 else []  # loss and bound come first
-        self.bar = bars.Progress(*room, bars.MofNCompleteColumn(), left, text, expand=True,
-                                 console=run.console, disable=not run.console.is_terminal)
-        self.task = self.bar.add_task("", total=run.steps, completed=run.progress.step)
-        self.bar.start()
-        self.steps = 0
-
-    def step(self, run, line):
+    def show(self, run, line):
         p = run.progress
         each = p.seconds / p.stage_step
         known = "" if math.isnan(p.bound) else f"bound {p.bound:.3f} "
@@ -876,13 +866,19 @@ class Display:
                 f"rate {line['mask_rate']:.2f} {line['tokens_per_second']:,.0f} tok/s, "
                 f"{left / 60:.0f} min left in the stage")
         self.bar.update(self.task, completed=p.step, description=text)
-        self.steps += 1
-        if self.steps == 3:
+        self.shown += 1
+        if self.shown == 3:
             rest = each * (run.steps - p.step)
             run.say(f"about {duration(rest)} to go; Ctrl-C stops, --resume goes on"
                     + ("; config/demo.py takes minutes" if rest > 3600 else ""))
         if not run.console.is_terminal and time.time() - run.said > 10:
             run.say(f"step {p.step:,} of {run.steps:,}: {text}")
+
+    def close(self):
+        self.bar.stop()
+        self.file.close()
+        if self.board:
+            self.board.close()
 
 
 # ---- the plan
@@ -965,10 +961,10 @@ def print_plan(run):
 # ---- from start to end
 
 def start(run):
-    """Folder, log, display; Ctrl-C and SIGTERM end the run after the step at hand, a second one at once."""
+    """Folder and log; Ctrl-C and SIGTERM end the run after the step at hand, a second one at once."""
     if RANK == 0:
         start_folder(run)
-        run.log, run.display = Log(run), Display(run)
+        run.log = Log(run)
 
     def on_signal(number, frame):
         if run.stop:
@@ -1011,7 +1007,6 @@ def draw_curves():
 
 def close_run(run, text):
     if RANK == 0:
-        run.display.bar.stop()
         run.log.close()
         draw_curves()
     run.say(text)
