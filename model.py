@@ -1,8 +1,6 @@
 """The model: a bidirectional transformer, its masked-diffusion objective, and the sampler that writes with
 it.
 
-To read from top to bottom: network, objective, held-out bound, sampler, sizes, checkpoints.
-
 Token ids 0 .. n_text-1 are text; the last three are [MASK], [PAD] and [SEP]. The output layer covers text
 alone: no special token can be predicted or sampled.
 """
@@ -39,7 +37,7 @@ class Config:
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0
-    causal: bool = False    # True: the autoregressive twin, same network with a causal mask
+    causal: bool = False    # True: the autoregressive twin
     rope_base: float = 10000.0
     conv: int = 0           # width of the short convolution before attention; 0: none
 
@@ -72,7 +70,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding (Su et al., 2104.09864): pairs of channels turned by angles that grow with
+    """Rotary position embedding (Su et al., 2104.09864): channel pairs turned by angles that grow with
     position."""
 
     def __init__(self, head_width, max_length, base):
@@ -219,7 +217,7 @@ def cooccurrence_embedding(tokens, config, seed):
 # ---- the objective
 
 class Masks(NamedTuple):
-    """What is hidden, and what each hidden token weighs."""
+    """What is hidden, and what a hidden token weighs."""
     masked: Tensor      # (B, T) bool
     weight: Tensor      # (B,) float32
 
@@ -354,8 +352,7 @@ def pad(sequences, value):
 @torch.no_grad()
 def plain_denoise(model, tokens, steps, temperature, generator):
     """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat; yield the row after
-    each step. `denoise` is this with all that a user may want; where they share settings the tests compare
-    them."""
+    each step. `denoise` is this with all that a user may want; the tests compare them."""
     tokens, mask_id = tokens.clone(), model.config.mask_id
     at_first = int((tokens == mask_id).sum())
     steps = min(steps, at_first)
@@ -415,7 +412,7 @@ class Sampling:
 
 
 class Step(NamedTuple):
-    """One denoising step, after one call of the network: B rows of T positions, on the CPU."""
+    """A denoising step, one call of the network: B rows of T positions, on the CPU."""
     step: int           # 1 .. of
     of: int             # steps planned; an adaptive run may end earlier
     tokens: Tensor      # (B, T) int64, [MASK] where undecided
@@ -485,7 +482,7 @@ class Canvas:
         return self.current & (self.tokens == self.config.mask_id)
 
     def rows_at_work(self):
-        """(A,) the unfinished rows, each with its next block begun where one was done."""
+        """(A,) the unfinished rows, their next blocks begun where one was done."""
         for b, busy in enumerate(self.masked.any(1).tolist()):
             if self.blocks[b] and not busy:
                 start, stop, self.left[b], self.masks[b] = self.blocks[b].pop(0)
@@ -532,7 +529,7 @@ def plan_blocks(masked, context, block_size):
 
 
 class Guess(NamedTuple):
-    """What the network predicts at M undecided positions, and what was drawn there."""
+    """What the network predicts at M undecided positions, and what is drawn there."""
     where: Tensor       # (A, W) bool: the M of what it read of the rows at work
     row: Tensor         # (M,) and of the canvas
     column: Tensor
@@ -540,7 +537,7 @@ class Guess(NamedTuple):
     chances: Tensor     # (M, K) their probabilities
     drawn: Tensor       # (M,) the token drawn
     p_drawn: Tensor     # (M,) and its probability
-    entropy: Tensor | None  # (M,) nats, where the settings ask for it
+    entropy: Tensor | None  # (M,) nats, where settings need it
     tie: Tensor         # (M,) float64: chance, to decide between equals
 
 
@@ -561,7 +558,7 @@ def predict(model, canvas, rows, bar):
     own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), where.sum(1).tolist())]
     noise = torch.cat([gumbel((n, candidates), g) for g, n in own]) if how.temperature else None
     pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
-    # where a row is all masks, all positions have the same chances, and rounding errors would choose
+    # where a row is all masks, all have the same chances, and rounding errors would choose
     tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
     entropy = None
     if how.order == "entropy" or how.entropy_bound is not None:
@@ -722,9 +719,9 @@ def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, 
         logits += predicted * 8 * config.n_text
     # the last layer's turn: gradients of gate and up, the layer made anew; then the embedding's
     last = tokens * (2 * bytes_per_value * config.mlp_width + (layer if checkpointing else 0))
-    # cuBLAS's, one in each direction
-    workspaces = 2 * 2 ** 25 if fused else 0
-    training = states + layers + workspaces + max(logits, last + 4 * config.vocab_size * d)
+    if fused:  # cuBLAS's workspaces, one in each direction
+        states += 2 * 2 ** 25
+    training = states + layers + max(logits, last + 4 * config.vocab_size * d)
     inference = total * 4 + config.block_size * (layer + 12 * config.n_text)
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 
@@ -792,7 +789,7 @@ def load_checkpoint(path):
                 if part := file.testzip():  # checksums, at which torch does not look
                     raise zipfile.BadZipFile(part)
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes torch raise is of many kinds
+    except Exception as error:  # a damaged file makes torch raise many kinds
         raise ValueError(f"{path} is torn ({type(error).__name__}), holds more than tensors and plain "
                          "values, or is not a checkpoint of this program") from error
     if not (isinstance(checkpoint, dict) and {"model", "config", "tokenizer"} <= checkpoint.keys()
@@ -804,14 +801,14 @@ def load_checkpoint(path):
 
 def load_folder(path):
     """A checkpoint's model, config and tokenizer from safetensors and JSON."""
-    from safetensors.torch import load_file  # needed here alone
+    from safetensors.torch import load_file
     described, tokenizer = (json.loads(Path(path, name).read_text("utf-8"))
                             for name in ("config.json", "tokenizer.json"))
     return described | {"tokenizer": tokenizer, "model": load_file(f"{path}/model.safetensors")}
 
 
 def load_model(path):
-    """(model in eval mode on the CPU, the whole checkpoint). Errors as in load_checkpoint."""
+    """(model in eval mode on the CPU, the checkpoint). Errors as in load_checkpoint."""
     checkpoint = load_checkpoint(path)
     try:
         model = DiffusionModel(Config(**checkpoint["config"]))

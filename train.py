@@ -76,7 +76,7 @@ causal = False          # True: the autoregressive twin, on the same data
 rope_base = 10000.0     # wavelength base of the rotary embeddings [1, ...)
 conv = 5                # width of the short convolution before attention; 0: none [0, 99]
 embedding_init = "cooccurrence"  # from the training text, or from chance {cooccurrence, normal}
-# the curriculum: each stage's stream, its window of mask rates, the share of rows that draw from all of them
+# the curriculum: each stage's stream, window of mask rates, share of rows that draw from all of them
 stages = [
     {"name": name, "data": data, "mask_rate": window, "replay": 0.5, "epochs": epochs, "max_steps": 0,
      "lr_factor": lr_factor}
