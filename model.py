@@ -2,7 +2,7 @@
 it.
 
 Token ids 0 .. n_text-1 are text; the last three are [MASK], [PAD] and [SEP]. The output layer covers text
-alone: no special token can be predicted or sampled.
+alone: specials are never predicted or sampled.
 """
 import ctypes
 import json
@@ -60,7 +60,7 @@ class Config:
 
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square normalisation (Zhang & Sennrich, 1910.07467) over the last dimension, in float32;
-    returned in x's dtype."""
+    x keeps its dtype."""
 
     def __init__(self, width, learnt=True):
         super().__init__(width, 1e-6, learnt)
@@ -94,7 +94,7 @@ class Rotary(nn.Module):
 
 class ShortConvolution(nn.Module):
     """Depthwise convolution along the sequence, added to its input (Canon layers, 2512.17351): a block sees
-    its neighbours, the causal twin's those to the left, before attention has learnt to find them."""
+    its neighbours, the causal twin's those to the left, before attention learns to find them."""
 
     def __init__(self, width, channels, causal):
         super().__init__()
@@ -189,8 +189,8 @@ def cooccurrence_embedding(tokens, config, seed):
 
     Positive pointwise mutual information with the tokens two and one before, one and two after, contexts
     smoothed by the power .75; its truncated SVD, each direction weighted by the root of its singular value
-    (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the usual length; specials, and tokens that
-    the text lacks, start at random.
+    (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the usual length; specials and tokens that the
+    text lacks start at random.
     """
     V = config.vocab_size
     normal = torch.randn(V, config.n_embd, generator=torch.Generator().manual_seed(seed)) * 0.02
@@ -295,7 +295,7 @@ def soften(wanted, noisy, masked, teacher):
 # ---- the held-out bound
 
 class Bound(NamedTuple):
-    """N sequences at P masks each; see `held_out_bound`."""
+    """N sequences at P masks each."""
     nats: Tensor        # (N, P) float64: Σ of -log p over the masked positions
     k: Tensor           # (N, P) int64: how many were masked
     length: Tensor      # (N,) int64: text tokens in the sequence
@@ -373,7 +373,7 @@ def plain_denoise(model, tokens, steps, temperature, generator):
 
 
 def setting(default, meaning, low=None, high=None, choices=()):
-    """A field of Sampling: its default (None: off), what it does, what it may be."""
+    """A field of Sampling: default (None: off), what it does, what it may be."""
     return field(default=default, metadata={"meaning": meaning, "min": low, "max": high, "choices": choices})
 
 
@@ -398,7 +398,6 @@ class Sampling:
         1, 10**9)
 
     def __post_init__(self):
-        """ValueError for what a field may not be."""
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["min"], f.metadata["max"]
             if choices := f.metadata["choices"]:
@@ -412,7 +411,7 @@ class Sampling:
 
 
 class Step(NamedTuple):
-    """A denoising step, one call of the network: B rows of T positions, on the CPU."""
+    """A step, one call of the network: B rows of T positions, on the CPU."""
     step: int           # 1 .. of
     of: int             # steps planned; an adaptive run may end earlier
     tokens: Tensor      # (B, T) int64, [MASK] where undecided
@@ -455,7 +454,7 @@ def denoise(model, tokens, seeds, how=None, *, bar=None):
 
 
 class Canvas:
-    """B rows of T positions on their way from masks to text, and how far each has come."""
+    """B rows of T positions on their way from masks to text."""
 
     def __init__(self, tokens, seeds, how, config):
         self.how, self.config = how, config
@@ -704,8 +703,8 @@ def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, 
     `masked` of them hidden, and of sampling one row; `fused`: as on a GPU, not on a CPU.
 
     Counts tensors: float32 weights, gradients and two moments, autocast's 16-bit copies, what backward needs
-    of each layer, and the larger of its two summits. fits_8gb_gpu leaves room for the program and what an
-    allocator leaves unused, some hundred MB.
+    of each layer, and the larger of its two summits. fits_8gb_gpu leaves some hundred MB for the program and
+    what an allocator leaves unused.
     """
     d, tokens, total = config.n_embd, batch_size * config.block_size, count_parameters(config)["total"]
     layer = layer_bytes(config, bytes_per_value, fused)
@@ -773,8 +772,8 @@ def set_up_cpu(config):
 # ---- checkpoints
 
 def load_checkpoint(path):
-    """What a .pt file or a folder of `sample.py --save_model` holds. FileNotFoundError or ValueError says in
-    a line what is wrong."""
+    """What a .pt file or a folder of `sample.py --save_model` holds. FileNotFoundError and ValueError say
+    what is wrong."""
     if not os.path.exists(path):
         earlier = list(Path(path).parent.glob("previous*/best.pt"))
         also = f"; there is {max(earlier, key=os.path.getmtime)} of an earlier run" if earlier else ""

@@ -114,7 +114,7 @@ wandb_project = ""      # log to this Weights & Biases project as well
 FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_masks", "sample_tokens", "log_interval",
         "tensorboard", "wandb_project", "patience", "batch_size", "grad_accum", "checkpointing", "epochs",
         "max_steps"}
-# what a stage's keys may be, as the comment of a knob says it
+# what a stage's keys may be, as in a knob's comment
 STAGE = {"data": "the stream {stage1, stage2, stage3}", "mask_rate": "a window, low and high [0, 1]",
          "replay": "share of rows from the full range [0, 1]", "epochs": "its length [1e-9, 1e9]",
          "max_steps": "its length at most [0, 1e9]", "lr_factor": "of learning_rate [1e-9, 1e9]"}
@@ -406,8 +406,8 @@ def make_network(run):
 
 
 def open_teacher(run):
-    """The network that `teacher` names, a resumed run's from its copy. One that learnt from other text may
-    have read what is held out here."""
+    """The network that `teacher` names, a resumed run's from its copy. One of other text may have read what
+    is held out here."""
     path = f"{out_dir}/teacher.pt" if resume else teacher
     try:
         net, saved = load_model(path)
@@ -511,8 +511,8 @@ def next_rows(run):
 
 
 def accumulate_gradients(run, rows, masks, total):
-    """Forward and backward of every WORLD-th row, this process's: their loss in nats, over the batch's
-    `total` of tokens. Where memory runs out, micro-batches are halved and the batch is begun again."""
+    """Forward and backward of every WORLD-th row, this process's: their nats over the batch's `total` tokens.
+    Where memory runs out, micro-batches are halved and the batch is begun again."""
     masks, rows = Masks(*(x[RANK::WORLD] for x in masks)), rows[RANK::WORLD]
     while True:
         run.optimizer.zero_grad()
@@ -752,8 +752,8 @@ def save(path, content):
 
 
 def start_folder(run):
-    """Make out_dir, with configuration and source. An earlier run in it moves to out_dir/previous1, or 2,
-    ..., and of a resumed run's records goes what it will write again."""
+    """Make out_dir, with configuration and source. An earlier run moves to out_dir/previous1, or 2, ...; of a
+    resumed run's records goes what it will write again."""
     try:
         os.makedirs(out_dir, exist_ok=True)
         run.hold = hold_folder()
@@ -895,8 +895,8 @@ def timed(work, *arguments):
 
 
 def measured_seconds(run):
-    """Of a step in each stage, from up to five after one to warm up, or one where it takes long; and of an
-    evaluation with its sample, from a batch of it."""
+    """Of a step in each stage, from up to five after a first, or one where it takes long; of an evaluation
+    with its sample, from a batch."""
     taken = [[] for _ in stages]
     for i in bars.track(range(6 * len(stages)), "measuring", console=run.console, disable=RANK > 0):
         run.progress.stage, run.progress.stage_step = divmod(i, 6)
@@ -920,7 +920,7 @@ def duration(seconds):
 
 
 def print_plan(run):
-    """The dry run: what would be trained, on what, how long; what the literature says of it."""
+    """The dry run: what is trained, on what, how long; what the literature says of it."""
     console, config, memory = Console(soft_wrap=True, highlight=False), run.net.config, run.memory()
     sizes = count_parameters(config)
     console.print("Parameters: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
