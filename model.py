@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 SPECIALS = 3            # [MASK], [PAD], [SEP]
-ALTERNATIVES = 5        # tokens that a Step tells of each position
+ALTERNATIVES = 5        # tokens a Step tells of each position
 
 
 # ---- the network
@@ -413,7 +413,7 @@ class Sampling:
 class Step(NamedTuple):
     """A step, one call of the network: B rows of T positions, on the CPU."""
     step: int           # 1 .. of
-    of: int             # steps planned; an adaptive run may end earlier
+    of: int             # steps planned; an adaptive run may end early
     tokens: Tensor      # (B, T) int64, [MASK] where undecided
     revealed: Tensor    # (B, T) bool: decided in this step
     remasked: Tensor    # (B, T) bool: taken back in this step
