@@ -1,11 +1,8 @@
-"""The model: a bidirectional transformer, the masked-diffusion objective it is trained on, and the
-sampler that writes with it.
+"""The model: a bidirectional transformer, its masked-diffusion objective, and the sampler that writes with
+it.
 
-Read from top to bottom: the network, the objective, the held-out bound, the sampler, sizes,
-checkpoints. Imports torch alone.
-
-Token ids 0 .. n_text-1 are text; the last three are [MASK], [PAD] and [SEP]. The output layer covers
-text alone, so that a special token can be neither predicted nor sampled.
+Token ids 0 .. n_text-1 are text; the last three are [MASK], [PAD] and [SEP]. The output layer covers text
+alone: specials are never predicted or sampled.
 """
 import ctypes
 import json
@@ -14,7 +11,6 @@ import os
 import sys
 import zipfile
 from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -26,24 +22,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-SPECIALS = 3                    # [MASK], [PAD], [SEP]: the last ids of every vocabulary
-ALTERNATIVES = 5                # tokens that a Step tells of each position
+SPECIALS = 3            # [MASK], [PAD], [SEP]
+ALTERNATIVES = 5        # tokens a Step tells of each position
 
 
-# ---- the network ---------------------------------------------------------------------------------
+# ---- the network
 
 @dataclass
 class Config:
     """Everything the network's shape depends on; saved in every checkpoint."""
-    vocab_size: int             # text tokens and the three specials
-    block_size: int = 512       # longest sequence, in tokens
+    vocab_size: int         # text tokens and the three specials
+    block_size: int = 512   # longest sequence, in tokens
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0
-    causal: bool = False        # True: the autoregressive twin, same network with a causal mask
+    causal: bool = False    # True: the autoregressive twin
     rope_base: float = 10000.0
-    conv: int = 0               # width of the short convolution before attention; 0: none
+    conv: int = 0           # width of the short convolution before attention; 0: none
 
     def __post_init__(self):
         for f in fields(self):
@@ -56,76 +52,56 @@ class Config:
                              "(rotary embeddings turn pairs)")
         if self.vocab_size <= SPECIALS:
             raise ValueError(f"vocab_size={self.vocab_size} leaves no text beside {SPECIALS} special tokens")
-
-    @property
-    def n_text(self) -> int:
-        return self.vocab_size - SPECIALS
-
-    @property
-    def mask_id(self) -> int:
-        return self.vocab_size - 3
-
-    @property
-    def pad_id(self) -> int:
-        return self.vocab_size - 2
-
-    @property
-    def sep_id(self) -> int:
-        return self.vocab_size - 1
-
-    @property
-    def mlp_width(self) -> int:
-        """Two thirds of 4d, rounded up to 64s: SwiGLU's three matrices weigh what two of width 4d would
-        (Shazeer, 2002.05202)."""
-        return math.ceil(8 * self.n_embd / 3 / 64) * 64
+        self.n_text = self.mask_id = self.vocab_size - SPECIALS
+        self.pad_id, self.sep_id = self.vocab_size - 2, self.vocab_size - 1
+        # SwiGLU's three matrices weigh what two of width 4d would (Shazeer, 2002.05202); in 64s
+        self.mlp_width = math.ceil(8 * self.n_embd / 3 / 64) * 64
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square normalisation (Zhang & Sennrich, 1910.07467) over the last dimension: computed in
-    float32, returned in x's dtype."""
+    """Root-mean-square normalisation (Zhang & Sennrich, 1910.07467) over the last dimension, in float32;
+    x keeps its dtype."""
 
-    def __init__(self, width: int, learnt: bool = True):
-        super().__init__(width, eps=1e-6, elementwise_affine=learnt)
+    def __init__(self, width, learnt=True):
+        super().__init__(width, 1e-6, learnt)
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.float()
-        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding (Su et al., 2104.09864): pairs of channels turned by angles that grow with
-    the position."""
+    """Rotary position embedding (Su et al., 2104.09864): channel pairs turned by angles that grow with
+    position."""
 
-    def __init__(self, head_width: int, max_length: int, base: float):
+    def __init__(self, head_width, max_length, base):
         super().__init__()
         pair = torch.arange(0, head_width, 2, dtype=torch.float32)
         angle = torch.arange(max_length)[:, None] * base ** (-pair / head_width)
         cos, sin = angle.cos(), angle.sin()
         # whole: a table that grows would have torch.compile begin anew
-        table = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)))
+        table = torch.stack((cos.repeat(1, 2), torch.cat((-sin, sin), 1)))
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         """x: (..., T, head_width) -> the same, turned. ValueError when T exceeds max_length."""
         length, longest = x.shape[-2], self.table.shape[1]
         if length > longest:
             raise ValueError(f"a sequence of {length} tokens exceeds this model's block_size of {longest}")
         cos, sin = self.table[:, :length].to(x.dtype)
-        a, b = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((b, a), dim=-1) * sin
+        a, b = x.chunk(2, -1)
+        return x * cos + torch.cat((b, a), -1) * sin
 
 
 class ShortConvolution(nn.Module):
     """Depthwise convolution along the sequence, added to its input (Canon layers, 2512.17351): a block sees
-    its neighbours from the first step instead of having to find them by attention. The causal twin's all
-    lie to the left."""
+    its neighbours, the causal twin's those to the left, before attention learns to find them."""
 
-    def __init__(self, width: int, channels: int, causal: bool):
+    def __init__(self, width, channels, causal):
         super().__init__()
         self.left = width - 1 if causal else width // 2
         self.weight = nn.Parameter(torch.empty(width, channels))
 
-    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
+    def forward(self, x, real):
         """x (B, T, channels) -> the same; nothing is read where `real` (B, T) is False."""
         T, width = x.shape[1], len(self.weight)
         around = x if real is None else x * real[:, :, None]
@@ -134,11 +110,10 @@ class ShortConvolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then SwiGLU, each on a normalised input and added to the residual stream; no biases.
+    """Attention, then SwiGLU, each on a normalised input and added to the residual stream; no biases. Dropout
+    is on what each adds: inside attention it would rule out SDPA's fast kernels."""
 
-    Dropout is on what each adds: inside attention it would rule out SDPA's fast kernels."""
-
-    def __init__(self, config: Config, rotary: Rotary):
+    def __init__(self, config, rotary):
         super().__init__()
         d, h = config.n_embd, config.mlp_width
         self.config, self.rotary = config, rotary
@@ -151,9 +126,8 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(d, 2 * h, bias=False)
         self.mlp_out = nn.Linear(h, d, bias=False)
 
-    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
-        """x (B, T, d) -> the same; real (B, T) bool: not padding, None where there is none or a causal mask
-        hides it."""
+    def forward(self, x, real):
+        """x (B, T, d) -> the same; real (B, T) bool: not padding, or None."""
         B, T, d = x.shape
         config, dropout = self.config, self.config.dropout if self.training else 0.0
         attend = None if real is None else real[:, None, None, :]
@@ -163,20 +137,19 @@ class Block(nn.Module):
         qkv = self.qkv(near).view(B, T, 3, config.n_head, d // config.n_head).permute(2, 0, 3, 1, 4)
         qk, (v,) = qkv.split((2, 1))
         q, k = self.rotary(self.qk_norm(qk))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, is_causal=config.causal)
+        y = F.scaled_dot_product_attention(q, k, v, attend, is_causal=config.causal)
         x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)
 
 
 class DiffusionModel(nn.Module):
-    """Predicts the token at every position from those that are not masked; its causal twin, from those
-    before."""
+    """Predicts the token at every position from those not masked; its causal twin, from those before."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config):
         super().__init__()
         self.config, self.checkpointing = config, False
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)     # also the output layer
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)  # also the output layer
         rotary = Rotary(config.n_embd // config.n_head, config.block_size, config.rope_base)
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
         self.final_norm = RMSNorm(config.n_embd)
@@ -186,17 +159,15 @@ class DiffusionModel(nn.Module):
             elif p.ndim == 2:  # residual projections smaller, as in GPT-2
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if "_out" in name else 0.02)
 
-    def forward(self, tokens: Tensor, where: Tensor | None = None) -> Tensor:
-        """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text); with `where` (B, T)
-        bool, (where.sum(), n_text): the output layer is much of a small model's work.
-
-        Logits at i predict token i; the causal twin reads the row shifted right, behind a [MASK].
-        """
+    def forward(self, tokens, where=None):
+        """tokens (B, T) int64, [PAD] where a row has ended -> logits (B, T, n_text), at i those of token i;
+        with `where` (B, T) bool, (where.sum(), n_text): the output layer is much of a small model's work. The
+        twin reads the row shifted right, behind a [MASK]."""
         config, real = self.config, None
         if config.causal:
             first = torch.full_like(tokens[:, :1], config.mask_id)
-            tokens = torch.cat((first, tokens[:, :-1]), dim=1)
-        elif (tokens == config.pad_id).any():     # without padding SDPA may use its fastest kernel
+            tokens = torch.cat((first, tokens[:, :-1]), 1)
+        elif (tokens == config.pad_id).any():  # without padding SDPA may use its fastest kernel
             real = tokens != config.pad_id
         x = F.dropout(self.embedding(tokens), config.dropout, self.training)
         for block in self.blocks:
@@ -208,25 +179,24 @@ class DiffusionModel(nn.Module):
         return F.linear(x, self.embedding.weight[:config.n_text])
 
     @property
-    def device(self) -> torch.device:
+    def device(self):
         return self.embedding.weight.device
 
 
-def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
-    """(vocab_size, n_embd) float32: where a word's embedding may start, from its neighbours in the
-    training text `tokens` (N,) int64.
+def cooccurrence_embedding(tokens, config, seed):
+    """(vocab_size, n_embd) float32: where embeddings may start, from neighbours in the training text, tokens
+    (N,) int64.
 
     Positive pointwise mutual information with the tokens two and one before, one and two after, contexts
     smoothed by the power .75; its truncated SVD, each direction weighted by the root of its singular value
-    (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the usual length; special tokens, and any
-    that the text lacks, start at random.
+    (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the usual length; specials and tokens that the
+    text lacks start at random.
     """
     V = config.vocab_size
     normal = torch.randn(V, config.n_embd, generator=torch.Generator().manual_seed(seed)) * 0.02
     sides = []
-    for offset in (-2, -1, 1, 2):
-        pair = tokens[abs(offset):], tokens[:-abs(offset)]
-        word, context = pair if offset > 0 else pair[::-1]
+    for word, context in ((tokens[:-2], tokens[2:]), (tokens[:-1], tokens[1:]),
+                          (tokens[1:], tokens[:-1]), (tokens[2:], tokens[:-2])):
         pair, count = torch.unique(word * V + context, return_counts=True)
         word, context = pair // V, pair % V
         of_word = torch.bincount(word, count.double(), V)
@@ -237,30 +207,28 @@ def cooccurrence_embedding(tokens: Tensor, config: Config, seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         u, s, _ = torch.svd_lowrank(torch.cat(sides, 1).coalesce(), q=min(config.n_embd, V), niter=4)
-    start = F.pad(u * s.sqrt(), (0, config.n_embd - u.shape[1]))
-    start = F.normalize(start) * 0.02 * math.sqrt(config.n_embd)
+    start = F.normalize(F.pad(u * s.sqrt(), (0, config.n_embd - u.shape[1])))
+    start = start * 0.02 * math.sqrt(config.n_embd)
     seen = torch.bincount(tokens, minlength=V) > 0
     seen[config.n_text:] = False
     return torch.where(seen[:, None], start, normal)
 
 
-# ---- the objective -------------------------------------------------------------------------------
+# ---- the objective
 
 class Masks(NamedTuple):
-    """What is hidden, and what each hidden token weighs."""
-    masked: Tensor              # (B, T) bool
-    weight: Tensor              # (B,) float32
+    """What is hidden, and what a hidden token weighs."""
+    masked: Tensor      # (B, T) bool
+    weight: Tensor      # (B,) float32
 
 
-def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float = 0.0,
-               generator: torch.Generator | None = None, even: bool = False) -> Masks:
-    """Draw which of tokens (B, T), on the CPU, to hide: k of a row's L text tokens, k uniform over the whole
-    numbers in L·window (at least 1). Special tokens are never masked.
+def draw_masks(tokens, config, window=(0.0, 1.0), replay=0.0, generator=None, even=False):
+    """Draw which of tokens (B, T), on the CPU, to hide: of a row's L text tokens k, uniform over the whole
+    numbers in L·window (at least 1); a share `replay` of the rows draws from the full range.
 
-    With the window (0, 1), (L/k) · Σ over masked positions of -log p is an unbiased estimate of the bound
-    on -log p(row) (Ou et al., 2406.03736; the continuous form is MDLM's, 2406.07524, eq. 10). A share
-    `replay` of the rows draws from the full range instead. The causal twin predicts all: k is L. `even`:
-    instead of the L/k of its row every hidden token weighs the same, with less variance (after 2511.19664).
+    With the window (0, 1), (L/k) · Σ over masked positions of -log p is an unbiased estimate of the bound on
+    -log p(row) (Ou et al., 2406.03736; continuous: MDLM, 2406.07524, eq. 10). The causal twin predicts all: k
+    is L. `even`: every hidden token weighs the same instead, with less variance (after 2511.19664).
     """
     text = tokens < config.n_text
     length = text.sum(1)
@@ -269,36 +237,34 @@ def draw_masks(tokens: Tensor, config: Config, window=(0.0, 1.0), replay: float 
     return Masks(hide(text, k, torch.rand(tokens.shape, generator=generator)), weight)
 
 
-def draw_rates(B: int, window, replay: float, generator: torch.Generator | None):
-    """(low, high, u), (B,) each: the windows of B rows, for a share `replay` of them (0, 1), and places in
-    them, stratified over the rows of each kind: less variance (Kingma et al., 2107.00630, app. I.1)."""
+def draw_rates(B, window, replay, generator):
+    """(low, high, u), (B,) each: the windows of B rows, for a share `replay` (0, 1), and places in them,
+    stratified over the rows of each kind: less variance (Kingma et al., 2107.00630, app. I.1)."""
     row, chance = torch.randperm(B, generator=generator), torch.rand((), generator=generator)
     full = min(B, int(replay * B + chance))
-    low, high, u = torch.full((B,), float(window[0])), torch.full((B,), float(window[1])), torch.empty(B)
-    low[row[:full]], high[row[:full]] = 0.0, 1.0
-    for rows in (row[:full], row[full:]):
-        n = len(rows)
+    low, high, u = torch.empty(3, B)
+    for rows, (least, most) in ((row[:full], (0, 1)), (row[full:], window)):
+        low[rows], high[rows], n = least, most, len(rows)
         u[rows] = (torch.arange(n) + torch.rand(n, generator=generator)) / max(n, 1)
     return low, high, u
 
 
-def exact_count(length: Tensor, low, high, u: Tensor) -> Tensor:
-    """How many masks rows of `length` text tokens get: a whole number in [low·length, high·length], chosen
-    by u in [0, 1); at least one, and where a short row has none in its window, the smallest above it."""
+def exact_count(length, low, high, u):
+    """How many masks rows of `length` text tokens get: a whole number in [low·length, high·length], chosen by
+    u in [0, 1); at least one, and where a short row's window has none, the smallest above it."""
     first = torch.ceil(low * length - 1e-6).clamp(min=1)
     last = torch.maximum(torch.floor(high * length + 1e-6), first)
     return torch.minimum(first + (u * (last - first + 1)).floor(), length).long()
 
 
-def hide(text: Tensor, k: Tensor, noise: Tensor) -> Tensor:
+def hide(text, k, noise):
     """(B, T) bool: the k[row] text positions of each row with the lowest noise."""
     rank = noise.masked_fill(~text, 2.0).argsort(1).argsort(1)
     return (rank < k[:, None]) & text
 
 
-def hidden_nats(model: nn.Module, tokens: Tensor, masked: Tensor, config: Config,
-                label_smoothing: float = 0.0, teacher: DiffusionModel | None = None) -> Tensor:
-    """-log p of each token of (B, T) that is masked, row by row, in nats: (masked.sum(),) float32."""
+def hidden_nats(model, tokens, masked, config, label_smoothing=0.0, teacher=None):
+    """-log p of each masked token of (B, T), row by row, in nats: (masked.sum(),) float32."""
     noisy = tokens if config.causal else tokens.masked_fill(masked, config.mask_id)
     logits, wanted = model(noisy, masked).float(), tokens[masked]
     if teacher is not None:
@@ -306,21 +272,18 @@ def hidden_nats(model: nn.Module, tokens: Tensor, masked: Tensor, config: Config
     return F.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
 
 
-def weighted_loss(model: nn.Module, tokens: Tensor, masks: Masks, config: Config,
-                  label_smoothing: float = 0.0, teacher: DiffusionModel | None = None) -> Tensor:
-    """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: divided by the number of
-    text tokens in the batch, the bound per token. Dividing by k as well would count the weight twice. Of a
-    token that a teacher predicts as well, see `soften`."""
+def weighted_loss(model, tokens, masks, config, label_smoothing=0.0, teacher=None):
+    """Σ over rows of weight · Σ over masked positions of -log p(token), in nats: over the batch's number of
+    text tokens, the bound per token. Dividing by k as well would count the weight twice."""
     nats = hidden_nats(model, tokens, masks.masked, config, label_smoothing, teacher)
     return (nats * masks.weight[:, None].expand_as(tokens)[masks.masked]).sum()
 
 
 @torch.no_grad()
-def soften(wanted: Tensor, noisy: Tensor, masked: Tensor, teacher: DiffusionModel) -> Tensor:
+def soften(wanted, noisy, masked, teacher):
     """(M, n_text) distributions to learn at the M positions of masked (B, T): half the token `wanted` (M,)
-    that stands there, half what `teacher`, trained before, predicts from noisy (B, T) (Hinton et al.,
-    1503.02531; of the student's own size: Furlanello et al., 1805.04770). Rows longer than the teacher's
-    context are read in pieces."""
+    that stands there, half what `teacher` predicts from noisy (B, T) (Hinton et al., 1503.02531; of the
+    student's size: Furlanello et al., 1805.04770). Rows beyond the teacher's context are read in pieces."""
     half = torch.zeros(len(wanted), teacher.config.n_text, device=wanted.device)
     column, context = masked.nonzero()[:, 1], teacher.config.block_size
     for left in range(0, noisy.shape[1], context):
@@ -329,29 +292,25 @@ def soften(wanted: Tensor, noisy: Tensor, masked: Tensor, teacher: DiffusionMode
     return half.scatter_add_(1, wanted[:, None], torch.full_like(half[:, :1], 0.5))
 
 
-# ---- the held-out bound --------------------------------------------------------------------------
+# ---- the held-out bound
 
 class Bound(NamedTuple):
-    """N sequences at P masks each; see `held_out_bound`."""
-    nats: Tensor                # (N, P) float64: Σ of -log p over the masked positions
-    k: Tensor                   # (N, P) int64: how many were masked
-    length: Tensor              # (N,) int64: text tokens in the sequence
+    """N sequences at P masks each."""
+    nats: Tensor        # (N, P) float64: Σ of -log p over the masked positions
+    k: Tensor           # (N, P) int64: how many were masked
+    length: Tensor      # (N,) int64: text tokens in the sequence
 
     @property
-    def per_sequence(self) -> Tensor:
+    def per_sequence(self):
         """(N,) nats: the bound on each sequence's -log p."""
         return (self.nats * self.length[:, None] / self.k).mean(1)
 
 
 @torch.no_grad()
-def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int = 32, seed: int = 0,
-                   batch_tokens: int = 8192) -> Bound:
-    """The full-range bound on -log p of each of N token sequences (1-d, at most block_size), on
-    fixed masks drawn from a generator of its own.
-
-    Each sequence is evaluated at `points` exact mask counts, one in each of as many strata of 1..L,
-    weighted L/k. The causal twin's exact -log p takes one pass: P is 1.
-    """
+def held_out_bound(model, sequences, points=32, seed=0, batch_tokens=8192):
+    """The full-range bound on -log p of N token sequences (1-d, at most block_size), on fixed masks: at
+    `points` exact mask counts each, one in each of as many strata of 1..L, weighted L/k. The causal twin's
+    exact -log p takes one pass: P is 1."""
     config, was_training = model.config, model.training
     model.eval()
     points = 1 if config.causal else points
@@ -364,7 +323,7 @@ def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int =
         k[n] = length[n] if config.causal else exact_count(length[n], 0.0, 1.0, u)
         masks += hide(text, k[n], torch.rand(text.shape, generator=generator))
     nats = torch.zeros(len(masks), dtype=torch.float64)
-    # alike lengths together: little padding
+    # like lengths together: little padding
     order = sorted(range(len(masks)), key=lambda i: len(masks[i]))
     while order:
         size = max(1, batch_tokens // len(masks[order[-1]]))
@@ -377,35 +336,31 @@ def held_out_bound(model: DiffusionModel, sequences: list[Tensor], points: int =
     return Bound(nats.view(len(sequences), points), k, length)
 
 
-def parts(start: int, stop: int, longest: int) -> list[tuple[int, int]]:
-    """[start, stop) in as few and nearly equal parts of at most `longest` as there can be."""
+def parts(start, stop, longest):
+    """[start, stop) in as few and nearly equal parts of at most `longest` as can be."""
     count = max(1, -(-(stop - start) // longest))
-    cuts = [start + (stop - start) * i // count for i in range(count + 1)]
-    return list(pairwise(cuts))
+    return list(pairwise(start + (stop - start) * i // count for i in range(count + 1)))
 
 
-def pad(sequences: list[Tensor], value) -> Tensor:
+def pad(sequences, value):
     """1-d tensors -> one (B, longest) tensor, `value` behind the shorter ones."""
     return nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
-# ---- the sampler ---------------------------------------------------------------------------------
+# ---- the sampler
 
 @torch.no_grad()
-def plain_denoise(model: nn.Module, tokens: Tensor, steps: int, temperature: float,
-                  generator: torch.Generator) -> Iterator[Tensor]:
-    """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat. Yields the row
-    after each step. `denoise` is this with everything that a user may want of it; for the settings that
-    they share the tests hold it to this one."""
+def plain_denoise(model, tokens, steps, temperature, generator):
+    """Fill the [MASK]s of one row (T,), the surest first: predict, choose, fill, repeat; yield the row after
+    each step. `denoise` is this with all that a user may want; the tests compare them."""
     tokens, mask_id = tokens.clone(), model.config.mask_id
     at_first = int((tokens == mask_id).sum())
     steps = min(steps, at_first)
-    for left in range(steps - 1, -1, -1):
+    for left in reversed(range(steps)):
         masked = tokens == mask_id
         # predict, (masks, n_text)
         p = model(tokens[None], masked[None]).double().softmax(1)
-        likeliest = p.topk(2).values
-        margin = likeliest[:, 0] - likeliest[:, 1]
+        margin = -p.topk(2).values.diff()[:, 0]
         count = int(masked.sum()) - at_first * left // steps
         # choose
         surest = margin.topk(count).indices
@@ -417,72 +372,69 @@ def plain_denoise(model: nn.Module, tokens: Tensor, steps: int, temperature: flo
         yield tokens.clone()
 
 
-def setting(default, meaning: str, low=None, high=None, choices=()):
-    """A field of Sampling: its default, what it does, and what it may be; a default of None is off."""
+def setting(default, meaning, low=None, high=None, choices=()):
+    """A field of Sampling: default (None: off), what it does, what it may be."""
     return field(default=default, metadata={"meaning": meaning, "min": low, "max": high, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How `denoise` fills masks, for sample.py, the page and the evaluation."""
+    """How `denoise` fills masks."""
     steps: int = setting(128, "calls of the network per text, or per block; no more than tokens", 1, 100_000)
     order: str = setting("margin", "which positions are decided first: margin, confidence, entropy or random",
                          choices=("margin", "confidence", "entropy", "random"))
     schedule: str = setting("linear", "how many per step: linear, or cosine (few at first)",
                             choices=("linear", "cosine"))
     threshold: float | None = setting(None, "also decide whatever is likelier than this (0.9, say)", 0, 1)
-    entropy_bound: float | None = setting(None, "also decide as many as keep their summed entropy within "
-                                          "this many nats", 0, 10**9)
+    entropy_bound: float | None = setting(
+        None, "also decide as many as keep their summed entropy within this many nats", 0, 10**9)
     temperature: float = setting(0.8, "0: always the likeliest token; 1: as the model sees it", 0, 100)
     top_k: int = setting(0, "draw among this many likeliest tokens; 0: all", 0, 10**9)
     top_p: float = setting(0.95, "and among those that make up this much probability", 1e-6, 1)
     repetition_penalty: float = setting(1.0, "above 1: tokens of the text are less likely again", 1e-3, 1000)
     remask: float = setting(0.0, "share of the decided tokens that each step takes back", 0, 0.99)
-    block_size: int | None = setting(None, "write in blocks of this many tokens, left to right; None: only "
-                                     "where the model's context demands it", 1, 10**9)
+    block_size: int | None = setting(
+        None, "write in blocks of this many tokens, left to right; None: only where the context demands it",
+        1, 10**9)
 
     def __post_init__(self):
-        """ValueError for a value of the wrong kind or out of its range."""
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["min"], f.metadata["max"]
             if choices := f.metadata["choices"]:
                 if value not in choices:
                     raise ValueError(f"{f.name} is one of {', '.join(choices)}, not {value!r}")
             elif value is not f.default:
-                kinds = (int,) if "int" in str(f.type) else (int, float)
-                if type(value) not in kinds or not low <= value <= high:     # type(): a bool is no number
-                    kind = "number" if float in kinds else "whole number"
-                    raise ValueError(f"{f.name} is a {kind} from {low} to {high}, not {value!r}")
+                whole = "whole " if "int" in str(f.type) else ""
+                # type(): a bool is no number
+                if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
+                    raise ValueError(f"{f.name} is a {whole}number from {low} to {high}, not {value!r}")
 
 
 class Step(NamedTuple):
-    """One denoising step, after one call of the network: B rows of T positions, on the CPU."""
-    step: int                   # 1 .. of
-    of: int                     # steps planned; an adaptive run may end earlier
-    tokens: Tensor              # (B, T) int64, [MASK] where undecided
-    revealed: Tensor            # (B, T) bool: decided in this step
-    remasked: Tensor            # (B, T) bool: taken back in this step
-    # (B, T) int64: the likeliest token where the network looked, else the token before this step
-    draft: Tensor
-    # (B, T) float32: p(draft) where undecided, p(token) when it was decided, 1 where it was given
-    confidence: Tensor
-    choices: Tensor             # (B, T, A) int64: the likeliest tokens where the network looked, else 0,
-    chances: Tensor             # and their probabilities
+    """A step, one call of the network: B rows of T positions, on the CPU."""
+    step: int           # 1 .. of
+    of: int             # steps planned; an adaptive run may end early
+    tokens: Tensor      # (B, T) int64, [MASK] where undecided
+    revealed: Tensor    # (B, T) bool: decided in this step
+    remasked: Tensor    # (B, T) bool: taken back in this step
+    draft: Tensor       # (B, T) int64: the likeliest token where the network looked, else as before this step
+    confidence: Tensor  # (B, T) float32: p(draft) where undecided, p(token) when decided, 1 where given
+    choices: Tensor     # (B, T, A) int64: the likeliest tokens where the network looked, else 0,
+    chances: Tensor     # and their probabilities
 
 
 @torch.no_grad()
-def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampling | None = None, *,
-            bar: tuple[Tensor, Tensor] | None = None) -> Iterator[Step]:
+def denoise(model, tokens, seeds, how=None, *, bar=None):
     """Fill every [MASK] of tokens (B, T) and yield a Step after each call of the network.
 
-    The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2): at each step the network
-    predicts every mask, tokens are drawn for all of them, and those at the positions that `order`
-    puts first stay. Rows longer than the model's context are filled left to right in blocks, each
-    with `steps` of its own. The causal twin fills one position a step, left to right.
+    The reverse process of masked diffusion (MDLM, 2406.07524, sec. 3.2.2): at each step the network predicts
+    every mask, tokens are drawn for all, and those at the positions that `order` puts first stay. Rows longer
+    than the model's context are filled left to right in blocks, each with `steps` of its own. The causal twin
+    fills one position a step, left to right.
 
-    `bar` is (where (B, T), tokens (n_text,)), both bool: where the first holds, tokens of the second
-    are never drawn. Rows may be padded with [PAD] on the right; seeds (B,): a row's text does not
-    depend on the rows beside it. Leaves the model in eval mode. ValueError for impossible settings.
+    `bar` is (where (B, T), tokens (n_text,)), bool: where the first holds, tokens of the second are never
+    drawn. Rows may be padded with [PAD] on the right; seeds, B ints: a row's text does not depend on those
+    beside it. Leaves the model in eval mode. ValueError for impossible settings.
     """
     how, context = how or Sampling(), model.config.block_size
     if (how.block_size or 0) > context:
@@ -502,36 +454,36 @@ def denoise(model: DiffusionModel, tokens: Tensor, seeds: list[int], how: Sampli
 
 
 class Canvas:
-    """Rows on their way from masks to text, B of them with T positions, and how far each has come."""
+    """B rows of T positions on their way from masks to text."""
 
-    def __init__(self, tokens: Tensor, seeds: list[int], how: Sampling, config: Config):
+    def __init__(self, tokens, seeds, how, config):
         self.how, self.config = how, config
-        self.tokens = tokens.cpu().clone()              # (B, T) int64
-        self.given = self.tokens != config.mask_id      # (B, T) bool: not to be filled
-        self.confidence = self.given.float()            # (B, T), as in Step
+        self.tokens = tokens.cpu().clone()          # (B, T) int64
+        self.given = self.tokens != config.mask_id  # (B, T) bool: not to fill
+        self.confidence = self.given.float()        # (B, T), as in Step
         # the same text from every seed
         greedy = how.temperature == 0 and how.order != "random"
         self.generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
-        # of each row, those that are still to come
+        # each row's, those to come
         self.blocks = [plan_blocks(~given[:length], config.block_size, how.block_size)
                        for given, length in zip(self.given, (self.tokens != config.pad_id).sum(1))]
         most = 10**9 if config.causal else how.steps
-        calls = [sum(min(most, masks) for *_, masks in row) for row in self.blocks]
-        self.calls = max(calls, default=0)              # of the network that all of it may take
+        # of the network, at most
+        self.calls = max((sum(min(most, masks) for *_, masks in row) for row in self.blocks), default=0)
         # (B, T) bool: what the block at hand has to fill, decided or not
         self.current = torch.zeros_like(self.given)
-        # (B,) int64 of it: the first column that the network reads, how many masks it had at first, its step
+        # (B,) int64 of it: the first column that the network reads, its masks at first, its step
         self.left, self.masks, self.step = torch.zeros(3, len(tokens), dtype=torch.long)
 
     @property
-    def masked(self) -> Tensor:
+    def masked(self):
         """(B, T) bool: what the blocks at hand still have to fill."""
         return self.current & (self.tokens == self.config.mask_id)
 
-    def rows_at_work(self) -> Tensor:
-        """(A,) the rows that are not finished, each with its next block begun where one was done."""
-        for b in (~self.masked.any(1)).nonzero()[:, 0].tolist():
-            if self.blocks[b]:
+    def rows_at_work(self):
+        """(A,) the unfinished rows, their next blocks begun where one was done."""
+        for b, busy in enumerate(self.masked.any(1).tolist()):
+            if self.blocks[b] and not busy:
                 start, stop, self.left[b], self.masks[b] = self.blocks[b].pop(0)
                 self.current[b], self.step[b] = False, 0
                 self.current[b, start:stop] = ~self.given[b, start:stop]
@@ -539,59 +491,57 @@ class Canvas:
         self.step[rows] += 1
         return rows
 
-    def left_after(self, rows: Tensor) -> Tensor:
-        """(A,) how many masks the schedule leaves in each row's block after this step: a straight line, or
-        MaskGIT's cosine (2202.04200, sec. 3.3), which decides few tokens first."""
+    def left_after(self, rows):
+        """(A,) how many masks the schedule leaves in each row's block after this step: a line, or MaskGIT's
+        cosine (2202.04200, sec. 3.3)."""
         masks = self.masks[rows]
         done = self.step[rows].double() / masks.clamp(max=self.how.steps)
         left = 1 - done if self.how.schedule == "linear" else (math.pi / 2 * done).cos()
         return (masks * left + 1e-6).floor().long()
 
-    def reading_window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The columns that the network reads of each row (A, W), and which of them it decides about, bool."""
+    def reading_window(self, rows):
+        """(A, W) the columns that the network reads of each row, and (A, W) bool: those it decides about."""
         window = self.left[rows, None] + torch.arange(min(self.tokens.shape[1], self.config.block_size))
         where = self.masked[rows[:, None], window]
-        # the next one; those right of it would be read off [MASK]s
-        if self.config.causal:
+        if self.config.causal:  # the next one; those right of it would be read off [MASK]s
             where &= where.cumsum(1) == 1
             width = int(where.any(0).nonzero().max()) + 1
             window, where = window[:, :width], where[:, :width]
         return window, where
 
 
-def plan_blocks(masked: Tensor, context: int, block_size: int | None) -> list[tuple[int, int, int, int]]:
+def plan_blocks(masked, context, block_size):
     """(start, stop, left, masks) of the blocks in which a row, masked (T,) bool, is filled: block_size
-    columns from the first mask not in a block yet; by default all if the row fits the context, else half a
-    context. The network reads `context` columns from `left`."""
+    columns from the first mask in none yet; by default all if the row fits the context, else half a context.
+    The network reads `context` columns from `left`."""
     length = len(masked)
     size = block_size or (length if length <= context else max(context // 2, 1))
     todo, blocks = masked.nonzero()[:, 0].tolist(), []
     while todo:
         start, stop = todo[0], todo[0] + size
         inside = bisect_left(todo, stop)
-        # worth reading only where it is not all masks
-        ahead = (context - size) // 2
-        right = min(length, stop + ahead if not masked[stop:stop + ahead].all() else stop)
+        ahead = (context - size) // 2  # worth reading where it is not all masks
+        right = min(length, stop if masked[stop:stop + ahead].all() else stop + ahead)
         blocks.append((start, stop, max(0, right - context), inside))
         todo = todo[inside:]
     return blocks
 
 
 class Guess(NamedTuple):
-    """What the network predicts at M undecided positions, and what was drawn there."""
-    where: Tensor               # (A, W) bool: the M of what it read of the rows at work
-    row: Tensor                 # (M,) and of the canvas
+    """What the network predicts at M undecided positions, and what is drawn there."""
+    where: Tensor       # (A, W) bool: the M of what it read of the rows at work
+    row: Tensor         # (M,) and of the canvas
     column: Tensor
-    ids: Tensor                 # (M, K) the likeliest tokens, best first
-    chances: Tensor             # (M, K) their probabilities
-    drawn: Tensor               # (M,) the token drawn
-    p_drawn: Tensor             # (M,) and its probability
-    entropy: Tensor | None      # (M,) nats, where the settings ask for it
-    tie: Tensor                 # (M,) float64: chance, to decide between equals
+    ids: Tensor         # (M, K) the likeliest tokens, best first
+    chances: Tensor     # (M, K) their probabilities
+    drawn: Tensor       # (M,) the token drawn
+    p_drawn: Tensor     # (M,) and its probability
+    entropy: Tensor | None  # (M,) nats, where settings need it
+    tie: Tensor         # (M,) float64: chance, to decide between equals
 
 
-def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, bar: tuple[Tensor, Tensor] | None) -> Guess:
-    """One call of the network, and a token drawn for every position that it decides about."""
+def predict(model, canvas, rows, bar):
+    """One call of the network, and a token drawn wherever it decides."""
     how, n_text = canvas.how, model.config.n_text
     window, where = canvas.reading_window(rows)
     a, w = where.nonzero(as_tuple=True)
@@ -603,11 +553,11 @@ def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, bar: tuple[Tens
     log_p = penalise(logits, row, canvas.tokens, how.repetition_penalty).log_softmax(1)
     candidates = min(how.top_k or n_text, n_text)
     top_log_p, top_ids = (x.cpu() for x in log_p.topk(min(max(candidates, ALTERNATIVES), n_text)))
-    # a row's generator, and how many positions it serves
+    # a row's generator, and the number of its positions
     own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), where.sum(1).tolist())]
     noise = torch.cat([gumbel((n, candidates), g) for g, n in own]) if how.temperature else None
     pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
-    # where a row is all masks, every position has the same chances, and rounding errors would choose
+    # where a row is all masks, all have the same chances, and rounding errors would choose
     tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
     entropy = None
     if how.order == "entropy" or how.entropy_bound is not None:
@@ -616,9 +566,9 @@ def predict(model: DiffusionModel, canvas: Canvas, rows: Tensor, bar: tuple[Tens
     return Guess(where, row, column, top_ids, top_log_p.exp(), drawn, log_drawn.exp(), entropy, tie)
 
 
-def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) -> Tensor:
-    """(M,) int64: which of K candidates, likeliest first, is drawn at each of M positions; log_p and Gumbel
-    `noise` (M, K). Temperature first, then top-p; the candidate that crosses top_p stays."""
+def draw(log_p, temperature, top_p, noise):
+    """(M,) int64: which of K candidates, likeliest first, is drawn, of log_p and Gumbel `noise` (M, K).
+    Temperature first, then top-p; the candidate that crosses top_p stays."""
     if temperature == 0:
         return torch.zeros(len(log_p), dtype=torch.long)
     scaled = log_p.double() / temperature
@@ -626,16 +576,16 @@ def draw(log_p: Tensor, temperature: float, top_p: float, noise: Tensor | None) 
     return (scaled.masked_fill(p.cumsum(1) - p >= top_p, -torch.inf) + noise).argmax(1)
 
 
-def gumbel(shape, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise in float64: float32 cuts off its upper tail, which lowers the temperature (Zheng
+def gumbel(shape, generator):
+    """Standard Gumbel noise, in float64: float32 cuts off its upper tail, which lowers the temperature (Zheng
     et al., 2409.02908)."""
     u = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(min=1e-300)
     return -(-u.log()).log()
 
 
-def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+def penalise(logits, row, tokens, penalty):
     """logits (M, n_text) of positions in rows `row` (M,) of tokens (B, T), smaller by the factor `penalty`
-    for tokens that the row has already (Keskar et al., 1909.05858, sec. 4.1)."""
+    for tokens that the row has (Keskar et al., 1909.05858, sec. 4.1)."""
     if penalty == 1:
         return logits
     seen = torch.zeros(len(tokens), logits.shape[1] + SPECIALS, dtype=torch.bool).scatter_(1, tokens, True)
@@ -643,12 +593,12 @@ def penalise(logits: Tensor, row: Tensor, tokens: Tensor, penalty: float) -> Ten
     return torch.where(seen[row, :-SPECIALS].to(logits.device), smaller, logits)
 
 
-def choose(canvas: Canvas, rows: Tensor, guess: Guess, taken: Tensor) -> Tensor:
-    """(M,) bool: the positions decided in this step, those that `order` puts first: the largest
-    margin p1 - p2 (Kim et al., 2502.06768), the highest p(drawn token), the lowest entropy, or any.
-    As many as the schedule says, and one for each that is `taken` back; beyond that, every position
-    whose drawn token is likelier than `threshold`, and as many as keep the summed entropy, less the
-    largest, within `entropy_bound` (Ben-Hamu et al., 2505.24857)."""
+def choose(canvas, rows, guess, taken):
+    """(M,) bool: the positions decided in this step, those that `order` puts first: the largest margin p1 -
+    p2 (Kim et al., 2502.06768), the highest p(drawn token), the lowest entropy, or any. As many as the
+    schedule says, and one for each `taken` back; beyond that, all whose drawn token is likelier than
+    `threshold`, and as many as keep the summed entropy, less the largest, within `entropy_bound` (Ben-Hamu et
+    al., 2505.24857)."""
     how, where = canvas.how, guess.where
     score = {"margin": lambda: guess.chances[:, 0] - guess.chances[:, 1] + guess.tie,
              "confidence": lambda: guess.p_drawn + guess.tie,
@@ -667,122 +617,117 @@ def choose(canvas: Canvas, rows: Tensor, guess: Guess, taken: Tensor) -> Tensor:
     return (ranks(score + 100 * sure) < count.maximum(sure.sum(1))[:, None])[where]
 
 
-def take_back(canvas: Canvas, rows: Tensor) -> Tensor:
-    """(B, T) bool: decided tokens that are masked again in exchange for as many others: about the share
-    `remask` of each block, the less confident the likelier (after ReMDM, Wang et al., 2503.00307), without
-    replacement, in proportion to 1 - confidence, by Gumbel-top-k."""
+def take_back(canvas, rows):
+    """(B, T) bool: decided tokens masked again in exchange for as many others: about the share `remask` of
+    each block, in proportion to 1 - confidence (after ReMDM, Wang et al., 2503.00307), by Gumbel-top-k."""
     taken, how = torch.zeros_like(canvas.given), canvas.how
     if not how.remask or canvas.config.causal:
         return taken
     decided = canvas.current & ~canvas.masked
     for b, left in zip(rows.tolist(), canvas.left_after(rows)):
         generator, here = canvas.generators[b], decided[b]
-        rounding = torch.rand((), generator=generator)
-        count = (how.remask * here.sum() + rounding).long().minimum(left)
+        count = (how.remask * here.sum() + torch.rand((), generator=generator)).long().minimum(left)
         if count:
             unsure = 1 - canvas.confidence[b, here].double()
-            doubt = torch.full(here.shape, -torch.inf, dtype=torch.float64)
-            doubt[here] = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, generator)
-            taken[b] = ranks(doubt[None])[0] < count
+            doubt = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, generator)
+            taken[b] = ranks(spread(here[None], doubt, -torch.inf))[0] < count
     return taken
 
 
-def commit(canvas: Canvas, guess: Guess, chosen: Tensor, taken: Tensor, number: int) -> Step:
-    """Write this step's tokens into the canvas, and tell what happened."""
+def commit(canvas, guess, chosen, taken, number):
+    """Write a step's tokens into the canvas, and tell what happened."""
     looked, here = (guess.row, guess.column), (guess.row[chosen], guess.column[chosen])
     draft, revealed = canvas.tokens.clone(), torch.zeros_like(canvas.given)
     canvas.tokens[taken] = canvas.config.mask_id
     draft[looked], canvas.confidence[looked] = guess.ids[:, 0], guess.chances[:, 0]
     canvas.tokens[here], canvas.confidence[here] = guess.drawn[chosen], guess.p_drawn[chosen]
     revealed[here] = True
-    shown = min(ALTERNATIVES, guess.ids.shape[1])
-    choices = torch.zeros(*draft.shape, shown, dtype=torch.long)
-    chances = torch.zeros(choices.shape)
-    choices[looked], chances[looked] = guess.ids[:, :shown], guess.chances[:, :shown]
+    ids, p = guess.ids[:, :ALTERNATIVES], guess.chances[:, :ALTERNATIVES]
+    choices, chances = (x.new_zeros(*draft.shape, x.shape[1]) for x in (ids, p))
+    choices[looked], chances[looked] = ids, p
     return Step(number, canvas.calls, canvas.tokens.clone(), revealed, taken, draft,
                 canvas.confidence.clone(), choices, chances)
 
 
-def spread(where: Tensor, values: Tensor, empty: float) -> Tensor:
+def spread(where, values, empty):
     """(A, W) float64: values (M,) at the places of where (A, W) bool, `empty` elsewhere."""
     return torch.full(where.shape, empty, dtype=torch.float64).masked_scatter(where, values.double())
 
 
-def ranks(score: Tensor) -> Tensor:
+def ranks(score):
     """Each entry's place in its row of (A, W), 0 for the highest; ties go to the left."""
-    return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return score.argsort(dim=1, descending=True, stable=True).argsort(1)
 
 
-# ---- sizes ---------------------------------------------------------------------------------------
+# ---- sizes
 
-def count_parameters(config: Config) -> dict[str, int]:
-    """Parameters by component, and their `total`. The embedding is also the output layer and counts once."""
+def count_parameters(config):
+    """Parameters by component, and `total`. The embedding, the output layer as well, counts once."""
     d, h, n = config.n_embd, config.mlp_width, config.n_layer
     parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h,
              "convolution": n * config.conv * d, "norms": (2 * n + 1) * d}
     return parts | {"total": sum(parts.values())}
 
 
-def training_flops(config: Config, tokens: int, predicted: int, length: int) -> int:
-    """Floating-point operations to train on `tokens` tokens in sequences of `length`, with logits at
-    `predicted` of them: 6 per token and matrix parameter, plus attention's 12·layers·width·length per token
-    (PaLM, 2204.02311, app. B). Recomputation by gradient checkpointing is not the model's work."""
+def training_flops(config, tokens, predicted, length):
+    """Floating-point operations to train on `tokens` tokens in rows of `length`, with logits at `predicted`
+    of them: 6 per token and matrix parameter, and attention's 12·layers·width·length per token (PaLM,
+    2204.02311, app. B). What checkpointing recomputes does not count."""
     parts = count_parameters(config)
     attention = 12 * config.n_layer * config.n_embd * length // (2 if config.causal else 1)
-    inside = parts["attention"] + parts["mlp"] + parts["convolution"]
+    inside = parts["total"] - parts["embedding"] - parts["norms"]
     return tokens * (6 * inside + attention) + predicted * 6 * config.n_text * config.n_embd
 
 
-def layer_bytes(config: Config, size: int, fused: bool) -> int:
+def layer_bytes(config, size, fused):
     """Bytes per token that backward keeps of one layer, in values of `size` bytes."""
     d = config.n_embd
-    # the inputs of both norms; where they are not fused, also what they give before their weight
-    norms = 2 * 4 * d * (1 if fused else 2)
-    # q and k in float32 for theirs
-    norms += 2 * 4 * d if size == 2 else 0
-    # the inputs of qkv and gate_up; qkv, q and k normed and turned, what attention gives
-    attention = size * (2 * d + 3 * d + 2 * d + d)
-    # gate and up, silu(gate), the product
-    swiglu = size * 4 * config.mlp_width
-    # its masks: a byte for each value, or of the values' own type
-    dropout = 2 * d * (1 if fused else size) if config.dropout else 0
-    # its input, padded
-    convolution = 4 * d if config.conv else 0
-    return norms + convolution + attention + swiglu + dropout
+    return (
+        # the inputs of both norms; not fused, also what they give before their weight
+        8 * d * (1 if fused else 2)
+        # q and k in float32 for theirs
+        + (8 * d if size == 2 else 0)
+        # the inputs of qkv and gate_up; qkv, q and k normed and turned, what attention gives
+        + size * (2 + 3 + 2 + 1) * d
+        # gate and up, silu(gate), the product
+        + size * 4 * config.mlp_width
+        # dropout's masks: a byte for each value, or of the values' own type
+        + (2 * d * (1 if fused else size) if config.dropout else 0)
+        # the convolution's input, padded
+        + (4 * d if config.conv else 0))
 
 
-def estimate_memory(config: Config, batch_size: int, bytes_per_value: int = 2, checkpointing: bool = False,
-                    ema: bool = False, fused: bool = True, masked: float = 0.5,
-                    teacher: Config | None = None) -> dict:
+def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, ema=False, fused=True,
+                    masked=0.5, teacher=None):
     """Peak memory in GB (1e9 bytes) of training with AdamW on `batch_size` rows of block_size tokens, a share
-    `masked` of them hidden, and of sampling one such row; `fused`: as on a GPU, not on a CPU.
+    `masked` of them hidden, and of sampling one row; `fused`: as on a GPU, not on a CPU.
 
-    Counts tensors: float32 weights, gradients and two moments, the 16-bit copies that autocast keeps, what
-    backward needs of each layer, and the larger of its two summits. The program and what an allocator
-    leaves unused take some hundred MB more, for which fits_8gb_gpu leaves room.
+    Counts tensors: float32 weights, gradients and two moments, autocast's 16-bit copies, what backward needs
+    of each layer, and the larger of its two summits. fits_8gb_gpu leaves some hundred MB for the program and
+    what an allocator leaves unused.
     """
-    d, tokens = config.n_embd, batch_size * config.block_size
-    total, layer = count_parameters(config)["total"], layer_bytes(config, bytes_per_value, fused)
+    d, tokens, total = config.n_embd, batch_size * config.block_size, count_parameters(config)["total"]
+    layer = layer_bytes(config, bytes_per_value, fused)
     states = total * (16 + (4 if ema else 0) + (2 if bytes_per_value == 2 else 0))
     layers = tokens * config.n_layer * (4 * d if checkpointing else layer)
     predicted = tokens if config.causal else int(tokens * masked)
     # log p, its gradients and the logits'; the last norm's input, inside and output
     logits = predicted * 12 * (config.n_text + d)
-    if teacher:     # its weights, its predictions, and their product with log p
+    if teacher:  # its weights, its predictions, and their product with log p
         states += 4 * count_parameters(teacher)["total"]
         logits += predicted * 8 * config.n_text
-    # the last layer's turn: gradients of gate and up, and the layer made anew; then the embedding's
+    # the last layer's turn: gradients of gate and up, the layer made anew; then the embedding's
     last = tokens * (2 * bytes_per_value * config.mlp_width + (layer if checkpointing else 0))
-    # cuBLAS's, of the thread that goes forward and of the one that goes back
-    workspaces = 2 * 2 ** 25 if fused else 0
-    training = states + layers + workspaces + max(logits, last + 4 * config.vocab_size * d)
+    if fused:  # cuBLAS's workspaces, one in each direction
+        states += 2 * 2 ** 25
+    training = states + layers + max(logits, last + 4 * config.vocab_size * d)
     inference = total * 4 + config.block_size * (layer + 12 * config.n_text)
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 
 
-def pick_device(name: str = "auto", local: int = 0) -> torch.device:
-    """The device called `name`; "auto" or "": the GPU number `local` of those there are, else Apple's, else
-    the CPU. ValueError where it is not to be had."""
+def pick_device(name="auto", local=0):
+    """The device called `name`; "auto" or "": GPU number `local`, else Apple's, else the CPU. ValueError
+    where it is not to be had."""
     if name in ("auto", ""):
         name = "cpu"
         if torch.cuda.is_available():
@@ -797,39 +742,38 @@ def pick_device(name: str = "auto", local: int = 0) -> torch.device:
     return where
 
 
-def peak_memory_gb(where: torch.device) -> float | None:
-    """Peak memory so far in GB (1e9 bytes): the GPU's allocations, or this process's; None on Windows."""
+def peak_memory_gb(where):
+    """Peak memory so far in GB (1e9 bytes), allocated on the GPU, or this process's; None on Windows."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where) / 1e9
     try:
         import resource
     except ImportError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def set_up_cpu(config: Config) -> None:
+def set_up_cpu(config):
     """Threads and memory for work on a CPU; call it before tensors are made.
 
     Under 10M parameters one thread, unless OMP_NUM_THREADS is given: two make a step a third faster where
-    nothing else runs, and many times slower where something does, for they wait for each other at every
-    product. Freed memory stays with the process: given back, and fetched again page by page at every layer,
-    it costs a full-size model a third of its training time.
+    nothing else runs, and many times slower where something does. Freed memory stays with the process: given
+    back, and fetched page by page at every layer, it costs a full-size model a third of its training time.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):            # not in musl
-        libc.mallopt(-1, -1)                # M_TRIM_THRESHOLD: never shrink the heap
-        libc.mallopt(-4, 0)                 # M_MMAP_MAX: all from the heap, whatever its size
+    if hasattr(libc, "mallopt"):  # not in musl
+        libc.mallopt(-1, -1)      # M_TRIM_THRESHOLD: never shrink the heap
+        libc.mallopt(-4, 0)       # M_MMAP_MAX: all from the heap, whatever its size
     if count_parameters(config)["total"] < 10e6 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 
-# ---- checkpoints ---------------------------------------------------------------------------------
+# ---- checkpoints
 
-def load_checkpoint(path: str) -> dict:
-    """What a .pt file holds, or a folder of `sample.py --save_model`. FileNotFoundError or ValueError says in
-    one line what is wrong with it."""
+def load_checkpoint(path):
+    """What a .pt file or a folder of `sample.py --save_model` holds. FileNotFoundError and ValueError say
+    what is wrong."""
     if not os.path.exists(path):
         earlier = list(Path(path).parent.glob("previous*/best.pt"))
         also = f"; there is {max(earlier, key=os.path.getmtime)} of an earlier run" if earlier else ""
@@ -838,14 +782,13 @@ def load_checkpoint(path: str) -> dict:
         raise ValueError(f"{path} is the folder of a run: its model is {path}/best.pt")
     try:
         if os.path.isdir(path):
-            checkpoint = load_folder(Path(path))
+            checkpoint = load_folder(path)
         else:
             with zipfile.ZipFile(path) as file:
-                # the checksums of its parts, at which torch does not look
-                if part := file.testzip():
+                if part := file.testzip():  # checksums, at which torch does not look
                     raise zipfile.BadZipFile(part)
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes torch raise is of many kinds
+    except Exception as error:  # a damaged file makes torch raise many kinds
         raise ValueError(f"{path} is torn ({type(error).__name__}), holds more than tensors and plain "
                          "values, or is not a checkpoint of this program") from error
     if not (isinstance(checkpoint, dict) and {"model", "config", "tokenizer"} <= checkpoint.keys()
@@ -855,16 +798,16 @@ def load_checkpoint(path: str) -> dict:
     return checkpoint
 
 
-def load_folder(path: Path) -> dict:
+def load_folder(path):
     """A checkpoint's model, config and tokenizer from safetensors and JSON."""
-    from safetensors.torch import load_file  # needed here alone
-    described, tokenizer = (json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
-                            for name in ("config", "tokenizer"))
-    return described | {"tokenizer": tokenizer, "model": load_file(path / "model.safetensors")}
+    from safetensors.torch import load_file
+    described, tokenizer = (json.loads(Path(path, name).read_text("utf-8"))
+                            for name in ("config.json", "tokenizer.json"))
+    return described | {"tokenizer": tokenizer, "model": load_file(f"{path}/model.safetensors")}
 
 
-def load_model(path: str) -> tuple[DiffusionModel, dict]:
-    """(model in eval mode on the CPU, the whole checkpoint). Errors as in load_checkpoint."""
+def load_model(path):
+    """(model in eval mode on the CPU, the checkpoint). Errors as in load_checkpoint."""
     checkpoint = load_checkpoint(path)
     try:
         model = DiffusionModel(Config(**checkpoint["config"]))
@@ -874,6 +817,6 @@ def load_model(path: str) -> tuple[DiffusionModel, dict]:
     return model.eval(), checkpoint
 
 
-def checkpoint_of(model: DiffusionModel, tokenizer: dict, **more) -> dict:
-    """What every checkpoint holds, so that a lone .pt can be sampled, and `more`."""
+def checkpoint_of(model, tokenizer, **more):
+    """What every checkpoint holds for sampling, and `more`."""
     return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": tokenizer} | more

@@ -1,14 +1,13 @@
 """Train a masked-diffusion model (or its autoregressive twin) on the book that prepare.py prepared.
 
-    python train.py                                        the book prepared last, the three-stage curriculum
-    python train.py config/demo.py --learning_rate=2e-3    config files and --key=value, in order
-    python train.py --resume                               go on exactly where the run in out/ was stopped
-    python train.py --dry_run                              the plan: sizes, memory, time; nothing is trained
-    torchrun --nproc_per_node=2 train.py                   data-parallel, with the same effective batch
+    python train.py                           the book prepared last, the three-stage curriculum
+    python train.py config/demo.py --seed=2   config files and --key=value, in order
+    python train.py --resume                  go on exactly where the run in out/ was stopped
+    python train.py --dry_run                 the plan: sizes, memory, time; nothing is trained
+    torchrun --nproc_per_node=2 train.py      data-parallel, with the same effective batch
 
-Every random draw is a function of (seed, step) or (seed, stage, epoch), never of what was drawn before: so
-a resumed run continues bit for bit, several processes see one batch, and how often one evaluates changes
-nothing.
+Every random draw is a function of (seed, step) or (seed, stage, epoch) alone: a resumed run continues bit for
+bit, several processes see one batch, and how often one evaluates changes nothing.
 """
 import contextlib
 import copy
@@ -21,17 +20,18 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import accumulate, count, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Column, Table
 
 from configurator import configure, fail, in_range, run_script, write_json, written
 from model import (
@@ -58,127 +58,124 @@ from model import (
 )
 
 # data and run
-dataset = ""                # name under data/; empty: the book prepared last
-out_dir = "out"             # checkpoints, log and samples go here
-resume = False              # continue the run in out_dir
-dry_run = False             # print the plan and stop
-seed = 1337                 # of weights, batches and masks [0, 2000000000]
-device = "auto"             # auto, cpu, cuda, cuda:1, mps
-dtype = "auto"              # of the arithmetic; weights stay float32 {auto, float32, bfloat16, float16}
-compile = False             # torch.compile the network: minutes to start, faster steps on a GPU
+dataset = ""            # name under data/; empty: the book prepared last
+out_dir = "out"         # of checkpoints, log and samples
+resume = False          # continue the run in out_dir
+dry_run = False         # print the plan and stop
+seed = 1337             # of weights, batches and masks [0, 2000000000]
+device = "auto"         # auto, cpu, cuda, cuda:1, mps
+dtype = "auto"          # of the arithmetic; weights stay float32 {auto, float32, bfloat16, float16}
+compile = False         # torch.compile: minutes to start, faster steps on a GPU
 # the network
-n_layer = 6                 # transformer blocks [1, 1000]
-n_head = 6                  # attention heads [1, 1000]
-n_embd = 384                # width, n_head times an even number [2, 100000]
-block_size = 256            # tokens in a row; text is cut into such pieces, anew each epoch [2, 65536]
-dropout = 0.0               # of residual branches and embeddings [0, 1)
-causal = False              # True: the autoregressive twin, on the same data
-rope_base = 10000.0         # wavelength base of the rotary embeddings [1, ...)
-conv = 5                    # width of the short convolution before attention; 0: none [0, 99]
+n_layer = 6             # transformer blocks [1, 1000]
+n_head = 6              # attention heads [1, 1000]
+n_embd = 384            # width, n_head times an even number [2, 100000]
+block_size = 256        # tokens in a row; text is cut anew each epoch [2, 65536]
+dropout = 0.0           # of residual branches and embeddings [0, 1)
+causal = False          # True: the autoregressive twin, on the same data
+rope_base = 10000.0     # wavelength base of the rotary embeddings [1, ...)
+conv = 5                # width of the short convolution before attention; 0: none [0, 99]
 embedding_init = "cooccurrence"  # from the training text, or from chance {cooccurrence, normal}
-# the curriculum: each stage's stream, its window of mask rates, the share of rows that draw from all of them
+# the curriculum: each stage's stream, window of mask rates, share of rows that draw from all of them
 stages = [
-    {"name": "foundational", "data": "stage1", "mask_rate": [0.75, 0.90], "replay": 0.5,
-     "epochs": 75.0, "max_steps": 0, "lr_factor": 1.0},
-    {"name": "structural", "data": "stage2", "mask_rate": [0.40, 0.60], "replay": 0.5,
-     "epochs": 150.0, "max_steps": 0, "lr_factor": 0.8},
-    {"name": "refinement", "data": "stage3", "mask_rate": [0.05, 0.20], "replay": 0.5,
-     "epochs": 300.0, "max_steps": 0, "lr_factor": 0.5},
-]
-stage_patience = 0          # evaluations without improvement that end a stage early; 0: never [0, ...)
-patience = 0                # evaluations without a new best that end the run; 0: never [0, ...)
-carry_over = False          # one optimizer, warm-up and cosine over all stages; False: fresh in each
+    {"name": name, "data": data, "mask_rate": window, "replay": 0.5, "epochs": epochs, "max_steps": 0,
+     "lr_factor": lr_factor}
+    for name, data, window, epochs, lr_factor in (("foundational", "stage1", [0.75, 0.90], 75.0, 1.0),
+                                                  ("structural", "stage2", [0.40, 0.60], 150.0, 0.8),
+                                                  ("refinement", "stage3", [0.05, 0.20], 300.0, 0.5))]
+stage_patience = 0      # evaluations without improvement that end a stage early; 0: never [0, ...)
+patience = 0            # evaluations without a new best that end the run; 0: never [0, ...)
+carry_over = False      # one optimizer, warm-up and cosine for all stages; False: fresh in each
 # optimisation
-batch_size: int | str = 8   # rows of block_size tokens in a micro-batch (more if shorter), or auto [1, 65536]
-grad_accum = 2              # micro-batches in a step, on any number of processes together [1, 65536]
-learning_rate = 1e-3        # AdamW's at its peak in a stage with lr_factor 1 (0, ...)
-min_lr = 0.1                # where the cosine ends, as a share of the peak [0, 1]
-warmup_steps = 100          # linear warm-up, at most a tenth of what it precedes [0, ...)
-beta1 = 0.9                 # AdamW [0, 1)
-beta2 = 0.95                # AdamW [0, 1)
-weight_decay = 0.01         # of matrices; none on norms and the convolution [0, ...)
+batch_size: int | str = 8  # rows of block_size tokens in a micro-batch (more if shorter), or auto [1, 65536]
+grad_accum = 2          # micro-batches in a step, of all processes together [1, 65536]
+learning_rate = 1e-3    # AdamW's at its peak in a stage with lr_factor 1 (0, ...)
+min_lr = 0.1            # where the cosine ends, as a share of the peak [0, 1]
+warmup_steps = 100      # linear warm-up, at most a tenth of what it precedes [0, ...)
+beta1 = 0.9             # AdamW [0, 1)
+beta2 = 0.95            # AdamW [0, 1)
+weight_decay = 0.01     # of matrices; none on norms and the convolution [0, ...)
 embedding_weight_decay = 0.0  # of the tied embedding [0, ...)
-grad_clip = 1.0             # largest gradient norm; 0: no clipping [0, ...)
-teacher = ""                # an earlier run's best.pt: half of what is learnt is what it predicts
-even_weights = False        # of hidden tokens in the loss; False: the bound's, more where few are hidden
-label_smoothing = 0.0       # of the training loss; the bound is measured without [0, 1]
-ema = 0.0                   # decay of an average of the weights, evaluated and saved instead; 0: off [0, 1)
-checkpointing: bool | str = "auto"  # recompute activations in backward; auto: where a GPU needs it
+grad_clip = 1.0         # largest gradient norm; 0: no clipping [0, ...)
+teacher = ""            # an earlier run's best.pt: half of what is learnt is what it predicts
+even_weights = False    # of hidden tokens in the loss; False: the bound's, more where few are hidden
+label_smoothing = 0.0   # of the training loss; the bound is measured without [0, 1]
+ema = 0.0               # decay of an average of the weights, evaluated and saved instead; 0: off [0, 1)
+checkpointing: bool | str = "auto"  # recompute activations in backward; auto: if a GPU needs it
 # watching
-eval_interval = 250         # steps between evaluations with a checkpoint; a stage ends with one [1, ...)
-eval_masks = 512            # held-out rows times masks in an evaluation; in the last four times [1, 1000000]
-sample_tokens = 64          # length of the sample beside each evaluation; 0: none [0, ...)
-log_interval = 10           # steps between lines in log.jsonl [1, ...)
-tensorboard = True          # write out_dir/tensorboard/ where that is installed
-wandb_project = ""          # log to this Weights & Biases project as well
+eval_interval = 250     # steps between evaluations with a checkpoint; a stage ends with one [1, ...)
+eval_masks = 512        # held-out rows times masks in an evaluation; in the last four times [1, 1000000]
+sample_tokens = 64      # length of the sample beside each evaluation; 0: none [0, ...)
+log_interval = 10       # steps between lines in log.jsonl [1, ...)
+tensorboard = True      # write out_dir/tensorboard/ if that is installed
+wandb_project = ""      # log to this Weights & Biases project as well
 
+# knobs, and keys of a stage, that may differ when a run is resumed
 FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_masks", "sample_tokens", "log_interval",
-        "tensorboard", "wandb_project", "patience", "batch_size", "grad_accum",
-        "checkpointing"}       # knobs that may differ when a run is resumed; so may a stage's length
-# what the keys of a stage may be, written as for a knob
+        "tensorboard", "wandb_project", "patience", "batch_size", "grad_accum", "checkpointing", "epochs",
+        "max_steps"}
+# what a stage's keys may be, as in a knob's comment
 STAGE = {"data": "the stream {stage1, stage2, stage3}", "mask_rate": "a window, low and high [0, 1]",
          "replay": "share of rows from the full range [0, 1]", "epochs": "its length [1e-9, 1e9]",
          "max_steps": "its length at most [0, 1e9]", "lr_factor": "of learning_rate [1e-9, 1e9]"}
 STREAMS = ("stage1_train", "stage2_train", "stage3_train", "val")
-MAX_BAD_STEPS = 5              # steps in a row without a finite loss before the run stops
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
+MAX_BAD_STEPS = 5       # in a row without a finite loss, before the run stops
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 
 
-# ---- data ----------------------------------------------------------------------------------------
+# ---- data
 
 class Stream:
     """A stream of the book: `tokens` (uint16 memmap), `offsets` (n + 1,) of its examples."""
 
-    def __init__(self, folder: str, name: str):
+    def __init__(self, folder, name):
+        path = f"{folder}/{name}"
         try:
-            self.offsets = np.fromfile(f"{folder}/{name}.idx", dtype="<i8")
-            self.tokens = np.memmap(f"{folder}/{name}.bin", dtype="<u2", mode="r")
-            fits = len(self.offsets) > 1 and self.offsets[-1] == len(self.tokens)
+            self.offsets = np.fromfile(f"{path}.idx", "<i8")
+            self.tokens = np.memmap(f"{path}.bin", "<u2", "r")
+            if len(self.offsets) < 2 or self.offsets[-1] != len(self.tokens):
+                raise ValueError
         except (OSError, ValueError):
-            fits = False
-        if not fits:
-            fail(f"{folder}/{name}.bin or .idx is missing or torn: prepare the book again with prepare.py")
+            fail(f"{path}.bin or .idx is missing or torn: prepare the book again with prepare.py")
         self.digest = hashlib.sha256(self.tokens).hexdigest()
         self.whole_text = name == "stage3_train"
 
-    def rows(self, pieces) -> list[Tensor]:
-        """(start, stop) pairs -> 1-d int64 tensors; a stop beyond the end goes on at the beginning."""
+    def rows(self, pieces):
+        """(start, stop) pairs -> 1-d int64 tensors; beyond the end comes the beginning."""
         return [torch.from_numpy(self.tokens.take(np.arange(a, b), mode="wrap").astype(np.int64))
                 for a, b in pieces]
 
-    def pieces(self, longest: int, phase: int = 0) -> np.ndarray:
-        """(n, 2) start and stop of the pieces that an epoch is made of: the whole text is a ring, cut from
-        `phase` on into pieces of `longest`; sentences and pairs stay whole, or are cut into as few nearly
-        equal parts as fit."""
+    def pieces(self, longest, phase=0):
+        """(n, 2) start and stop of an epoch's pieces: the whole text is a ring, cut from `phase` on every
+        `longest` tokens; sentences and pairs stay whole, or are cut into as few nearly equal parts as fit."""
         if self.whole_text:
             size = min(longest, len(self.tokens))
             starts = phase + size * np.arange(len(self.tokens) // size)
-            return np.stack((starts, starts + size), 1)
+            return starts[:, None] + [0, size]
         return np.array([part for a, b in pairwise(self.offsets.tolist()) for part in parts(a, b, longest)])
 
-    def batches_per_epoch(self, longest: int, budget: int) -> int:
+    def batches_per_epoch(self, longest, budget):
         """How many batches of about `budget` tokens an epoch has."""
         return math.ceil(np.diff(self.pieces(longest)).sum() / budget)
 
-    def epoch(self, longest: int, budget: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """An epoch's batches in random order: arrays (n, 2) of pieces of similar length, about as many tokens
-        in each."""
+    def epoch(self, longest, budget, rng):
+        """An epoch's batches in random order: (n, 2) pieces of similar length, about `budget` tokens."""
         pieces = rng.permutation(self.pieces(longest, int(rng.integers(len(self.tokens)))))
-        pieces = pieces[np.argsort(np.diff(pieces)[:, 0], kind="stable")]
-        tokens, count = np.cumsum(np.diff(pieces)[:, 0]), self.batches_per_epoch(longest, budget)
-        batches = np.split(pieces, np.searchsorted(tokens, tokens[-1] * np.arange(1, count) / count))
+        pieces = pieces[np.diff(pieces)[:, 0].argsort(kind="stable")]
+        tokens, count = np.diff(pieces).cumsum(), self.batches_per_epoch(longest, budget)
+        batches = np.split(pieces, tokens.searchsorted(tokens[-1] * np.arange(1, count) / count))
         return [batches[i] for i in rng.permutation(count)]
 
 
-def draw_seed(*numbers: int) -> int:
+def draw_seed(*numbers):
     """A 63-bit seed from several numbers, alike on every machine."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def open_book(name: str) -> tuple[str, dict, dict[str, Stream]]:
-    """(name, tokenizer, streams) of a prepared book; without a name, of the one prepared last."""
+def open_book(name):
+    """(name, tokenizer, streams) of a prepared book; without a name, the last."""
     try:
-        name = name or Path("data/latest").read_text(encoding="utf-8").strip()
+        name = name or Path("data/latest").read_text("utf-8").strip()
     except OSError:
         fail("no book has been prepared here: run python prepare.py book.txt first")
     folder = f"data/{name}"
@@ -186,27 +183,25 @@ def open_book(name: str) -> tuple[str, dict, dict[str, Stream]]:
         known = sorted(path.parent.name for path in Path("data").glob("*/tokenizer.json"))
         fail(f"dataset {name!r} was never prepared; prepared here: {', '.join(known) or 'none'}; "
              "run python prepare.py BOOK.txt")
-    tokenizer = json.loads(Path(f"{folder}/tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = json.loads(Path(f"{folder}/tokenizer.json").read_text("utf-8"))
     return name, tokenizer, {stem: Stream(folder, stem) for stem in STREAMS}
 
 
-# ---- optimisation --------------------------------------------------------------------------------
+# ---- optimisation
 
-def make_optimizer(net: DiffusionModel) -> torch.optim.AdamW:
-    """AdamW: weight decay on matrices, its own on the embedding, none on norms and on the convolution, which
+def make_optimizer(net):
+    """AdamW: weight decay on matrices, its own on the embedding, none on norms and the convolution, which
     learns ten times as fast."""
     left, groups = dict(net.named_parameters()), []
     for part, decay, faster in (("embedding", embedding_weight_decay, 1), (".conv.", 0.0, 10),
                                 ("norm", 0.0, 1), ("", weight_decay, 1)):
         params = [left.pop(name) for name in list(left) if part in name]
         groups.append({"params": params, "weight_decay": decay, "peak_lr": faster * learning_rate})
-    fused = net.device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=fused)
+    return torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=net.device.type in ("cuda", "cpu"))
 
 
-def pick_dtype(where: torch.device) -> torch.dtype:
-    """The arithmetic's: 'auto' is 16 bits where they are fast, bfloat16 on a GPU that has it, else float16,
-    and bfloat16 on a CPU with AMX."""
+def pick_dtype(where):
+    """Of the arithmetic; 'auto': 16 bits on a GPU (float16 where it lacks bfloat16) and on a CPU with AMX."""
     if dtype != "auto":
         return getattr(torch, dtype)
     if where.type == "cuda":
@@ -214,123 +209,108 @@ def pick_dtype(where: torch.device) -> torch.dtype:
     return torch.bfloat16 if where.type == "cpu" and torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-# ---- a run ---------------------------------------------------------------------------------------
+# ---- a run
 
 @dataclass
 class Progress:
-    """What latest.pt remembers of a run besides its weights and its optimizer."""
-    stage: int = 0              # index of the stage at hand; that of none when all are done
-    stage_step: int = 0         # steps done in it
-    step: int = 0               # steps done in all
-    tokens: int = 0             # of text seen in it
-    seconds: float = 0.0        # spent in its steps
-    bound: float = math.nan     # the newest validation bound, bits per byte
-    before: float = math.nan    # what it was when the stage began
-    best: float = math.inf      # the lowest of the run
-    since_best: int = 0         # evaluations since
+    """What latest.pt remembers of a run besides weights and optimizer."""
+    stage: int = 0          # index of the one at hand; that of none when all are done
+    stage_step: int = 0     # steps done in it
+    step: int = 0           # and in all
+    tokens: int = 0         # of text seen in the stage
+    seconds: float = 0.0    # spent in its steps
+    bound: float = math.nan   # the newest validation bound, bits per byte
+    before: float = math.nan  # when the stage began
+    best: float = math.inf  # the lowest of the run
+    since_best: int = 0     # evaluations since
     stage_best: float = math.inf
     since_stage_best: int = 0
-    overflows: int = 0          # steps skipped because float16 ran over
-    bad_steps: int = 0          # steps in a row without a finite loss
+    overflows: int = 0      # steps skipped because float16 ran over
+    bad_steps: int = 0      # in a row without a finite loss
     results: list = field(default_factory=list)  # of the stages that are done
 
 
 class StagePlan(NamedTuple):
-    per_epoch: int              # steps in an epoch
-    steps: int                  # in all
-    tokens: int                 # seen in them
-    length: int                 # of the row that the average token stands in
+    per_epoch: int          # steps in an epoch
+    steps: int              # in all
 
 
-@dataclass
 class Run:
     """All that the loop works with."""
-    knobs: dict
-    tokenizer: dict
-    streams: dict[str, Stream]
-    where: torch.device
-    kind: torch.dtype
-    net: DiffusionModel
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: dict[str, Tensor]  # of the weights, evaluated and saved instead; empty without ema
-    teacher: DiffusionModel | None = None
-    micro: int = 1              # rows of block_size tokens in a micro-batch
-    effective: int = 0          # and in a step
-    progress: Progress = field(default_factory=Progress)
-    epoch: tuple[int, int] = (-1, -1)  # stage and epoch that `batches` belong to
-    batches: list[np.ndarray] = field(default_factory=list)
-    hold: TextIO | None = None  # out_dir's lock
-    log: "Log | None" = None
-    display: "Display | None" = None
-    stop: list[int] = field(default_factory=list)  # the signal that asked the run to end
+
+    def __init__(self, knobs):
+        self.where, self.kind = open_device()
+        self.knobs, self.progress = knobs, Progress()
+        knobs["dataset"], self.tokenizer, self.streams = open_book(dataset)
+        self.net = make_network(self)
+        self.optimizer = make_optimizer(self.net)
+        self.scaler = torch.amp.GradScaler(self.where.type, enabled=self.kind == torch.float16)
+        self.scaler.scale(torch.zeros((), device=self.where))  # a process may have no row of the first batch
+        self.average = copy.deepcopy(self.net.state_dict()) if ema else {}  # of the weights
+        self.batches = None, ()  # the (stage, epoch) at hand, and its batches
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.said = 0.0         # when it said something last
+        self.hold = self.log = None  # out_dir's lock, and what it writes: the first process's
+        self.stop = []          # the signal that asked the run to end
+        self.teacher = open_teacher(self) if teacher else None
+        self.micro = 1          # rows of block_size tokens in a micro-batch,
+        fit_to_memory(self)
+        self.effective = self.micro * grad_accum  # and in a step
 
     @property
-    def at(self) -> int:
+    def at(self):
         """The index of the stage at hand; of the last when all are done."""
         return min(self.progress.stage, len(stages) - 1)
 
     @property
-    def stage(self) -> dict:
+    def stage(self):
         return stages[self.at]
 
     @property
-    def epochs(self) -> float:
+    def epochs(self):
         """Done of the stage at hand."""
         return self.progress.stage_step / self.plan[self.at].per_epoch
 
-    @property
-    def autocast(self):
-        """The context in which the network computes, in 16 bits where they were chosen."""
-        return torch.autocast(self.where.type, self.kind, enabled=self.kind != torch.float32)
-
-    @property
-    def digests(self) -> dict[str, str]:
-        return {name: stream.digest for name, stream in self.streams.items()}
-
     @cached_property
-    def plan(self) -> list[StagePlan]:
+    def plan(self):
         plan = []
         for stage in stages:
-            stream = self.stream(stage)
-            per_epoch = stream.batches_per_epoch(block_size, self.effective * block_size)
+            per_epoch = self.stream(stage).batches_per_epoch(block_size, self.effective * block_size)
             steps = max(1, round(stage["epochs"] * per_epoch))
-            steps = min(steps, stage["max_steps"]) if stage["max_steps"] else steps
-            lengths = np.diff(stream.pieces(block_size))
-            tokens = int(len(stream.tokens) * steps / per_epoch)
-            plan.append(StagePlan(per_epoch, steps, tokens, int((lengths * lengths).sum() / lengths.sum())))
+            plan.append(StagePlan(per_epoch, min(steps, stage["max_steps"] or steps)))
         return plan
 
     @property
-    def steps(self) -> int:
+    def steps(self):
         """Of all stages."""
         return sum(part.steps for part in self.plan)
 
-    def stream(self, stage: dict) -> Stream:
+    @property
+    def autocast(self):
+        return torch.autocast(self.where.type, self.kind, enabled=self.kind != torch.float32)
+
+    @property
+    def digests(self):
+        return {name: stream.digest for name, stream in self.streams.items()}
+
+    def stream(self, stage):
         return self.streams[f"{stage['data']}_train"]
 
-    def memory(self) -> dict:
-        return estimate_memory(self.net.config, self.micro, self.kind.itemsize, self.net.checkpointing,
-                               ema > 0, self.where.type == "cuda", max(map(mean_rate, stages)),
-                               self.teacher and self.teacher.config)
+    def memory(self):
+        return estimate_memory(
+            self.net.config, self.micro, self.kind.itemsize, self.net.checkpointing, ema > 0,
+            self.where.type == "cuda", max(map(mean_rate, stages)), self.teacher and self.teacher.config)
 
-    def text(self, tokens) -> bytes:
-        return b"".join(self.tokenizer["tokens"][t].encode("latin-1") for t in tokens)
+    def text(self, tokens):
+        return "".join(self.tokenizer["tokens"][t] for t in tokens).encode("latin-1")
 
-    def write_log(self, line: dict) -> dict:
-        """`line` into the log, with where the run stands."""
-        p = self.progress
-        line = {"step": p.step, "epoch": round(self.epochs, 3), "stage": p.stage + 1} | line
-        if self.log:
-            self.log.write(line)
-        return line
-
-    def say(self, text: str) -> None:
+    def say(self, text):
         if RANK == 0:
-            self.display.say(text) if self.display else print(text, file=sys.stderr)
+            self.console.print(text, markup=False)
+            self.said = time.time()
 
 
-def settle_knobs() -> tuple[dict, dict | None]:
+def settle_knobs():
     """(knobs, the checkpoint to go on from). A resumed run keeps its knobs unless they are given anew."""
     knobs = configure(globals())
     if not resume:
@@ -341,76 +321,62 @@ def settle_knobs() -> tuple[dict, dict | None]:
     except (OSError, ValueError) as error:
         fail(f"{error}; there is also {best}" if os.path.exists(best) else error)
     with of_this_version():
-        before = saved["training"]["knobs"] | {"dataset": saved["training"]["dataset"]}
-        here = {"resume": True, "dry_run": dry_run, "out_dir": out_dir}
-        knobs = configure(globals(), base=before | here)
-        now, then = one_by_one(knobs), one_by_one(before)
-    for name in now.keys() & then.keys():
-        fixed = name not in FREE and not name.endswith((".epochs", ".max_steps"))
-        if fixed and now[name] != then[name]:
-            fail(f"cannot resume {path} with {name}={now[name]!r}: that run has {name}={then[name]!r}; "
+        before = saved["training"]["knobs"]
+        knobs = configure(globals(), base=before | {"out_dir": out_dir})
+        now, then = fixed(knobs), fixed(before)
+    for name, value in now.items():
+        if value != then.get(name, value):
+            fail(f"cannot resume {path} with {name}={value!r}: that run has {name}={then[name]!r}; "
                  "start another with --out_dir=...")
     return knobs, saved
 
 
-def one_by_one(knobs: dict) -> dict:
-    """Knobs with each stage's beside the others, as stages[0].epochs."""
+def fixed(knobs):
+    """The knobs that a resumed run keeps, each stage's beside the others, as stages[0].replay."""
     flat = {f"stages[{i}].{key}": value for i, stage in enumerate(knobs["stages"])
-            for key, value in stage.items()}
-    return knobs | flat | {"stages": len(knobs["stages"])}
+            for key, value in stage.items() if key not in FREE}
+    return {name: knobs[name] for name in knobs if name not in FREE} | flat | {"stages": len(knobs["stages"])}
 
 
 @contextlib.contextmanager
 def of_this_version():
-    """End in fail() where latest.pt turns out to hold other things than this version writes."""
+    """fail() where latest.pt holds other things than this version writes."""
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        fail(f"cannot resume {out_dir}/latest.pt: another version wrote it, or it is damaged or no state of "
-             f"training ({type(error).__name__}: {error})")
+        fail(f"cannot resume {out_dir}/latest.pt: it is damaged, another version's, or no state of training "
+             f"({type(error).__name__}: {error})")
 
 
-def check_stages() -> None:
-    """End in fail() where a stage makes no sense."""
+def check_stages():
+    """fail() where a stage makes no sense."""
     if not stages:
-        fail("--stages is empty: there is nothing to train")
+        fail("--stages is empty: nothing to train")
     for i, stage in enumerate(stages):
         for key, meaning in STAGE.items():
             in_range(f"stages[{i}].{key}", stage[key], meaning)
-        rates = stage["mask_rate"]
-        if len(rates) != 2 or rates[0] >= rates[1]:
+        if len(rates := stage["mask_rate"]) != 2 or rates[0] >= rates[1]:
             fail(f"--stages[{i}].mask_rate wants two numbers, 0 <= low < high <= 1, got {rates}")
 
 
-def open_run() -> Run:
+def open_run():
     """Everything from the command line to the first step."""
     knobs, saved = settle_knobs()
     check_stages()
-    where, kind = open_device()
-    book, tokenizer, streams = open_book(dataset)
-    knobs["dataset"] = book
-    net = make_network(tokenizer["vocab_size"], streams["stage3_train"], where)
-    average = {name: p.clone() for name, p in net.state_dict().items()} if ema else {}
-    scaler = torch.amp.GradScaler(where.type, enabled=kind == torch.float16)
-    scaler.scale(torch.zeros((), device=where))  # a process may have no row of the first batch
-    run = Run(knobs, tokenizer, streams, where, kind, net, make_optimizer(net), scaler, average)
-    run.teacher = open_teacher(run) if teacher else None
-    fit_to_memory(run)
-    run.effective = run.micro * grad_accum
+    run = Run(knobs)
     if saved:
         restore(run, saved)
-    longest = max(int(np.diff(stream.offsets).max()) for stream in streams.values())
+    longest = max(np.diff(stream.offsets).max() for stream in run.streams.values())
     if block_size > 1.1 * longest:
-        run.say(f"block_size={block_size}, but no example of data/{book} is longer than {longest} tokens: "
-                "held-out text is measured in those")
+        run.say(f"block_size={block_size}, but no example of data/{knobs['dataset']} is longer "
+                f"than {longest} tokens: held-out text is measured in those")
     return run
 
 
-def open_device() -> tuple[torch.device, torch.dtype]:
-    """Where this process computes and in what; torchrun's processes find each other here."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
+def open_device():
+    """(device, dtype) of this process; torchrun's find each other here."""
     try:
-        where = pick_device(device, local)
+        where = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     except ValueError as error:
         fail(error)
     if WORLD > 1:
@@ -421,87 +387,86 @@ def open_device() -> tuple[torch.device, torch.dtype]:
     return where, pick_dtype(where)
 
 
-def make_network(vocab_size: int, text: Stream, where: torch.device) -> DiffusionModel:
-    """The network with its first weights."""
+def make_network(run):
     torch.manual_seed(seed)
     try:
-        config = Config(vocab_size, block_size, n_layer, n_head, n_embd, dropout, causal, rope_base, conv)
+        config = Config(run.tokenizer["vocab_size"], block_size, n_layer, n_head, n_embd, dropout, causal,
+                        rope_base, conv)
     except ValueError as error:
         fail(error)
     set_up_cpu(config)
     net = DiffusionModel(config)
     if embedding_init == "cooccurrence" and not resume:
-        tokens = torch.from_numpy(text.tokens.astype(np.int64))
-        net.embedding.weight.data.copy_(cooccurrence_embedding(tokens, config, seed))
-    # block by block: what depends on the data, padding and masks, stays outside
+        text = torch.from_numpy(run.streams["stage3_train"].tokens.astype(np.int64))
+        net.embedding.weight.data.copy_(cooccurrence_embedding(text, config, seed))
+    # by blocks: what depends on the data, padding and masks, stays outside
     for block in net.blocks if compile else ():
         block.compile(dynamic=True)
-    return net.to(where)
+    return net.to(run.where)
 
 
-def open_teacher(run: Run) -> DiffusionModel:
-    """The network that `teacher` names; a resumed run's is the copy in out_dir. One that learnt from other
-    text may have read what is held out here."""
+def open_teacher(run):
+    """The network that `teacher` names, a resumed run's from its copy. One of other text may have read what
+    is held out here."""
     path = f"{out_dir}/teacher.pt" if resume else teacher
     try:
         net, saved = load_model(path)
     except (OSError, ValueError) as error:
         fail(f"--teacher: {error}")
     if saved.get("training", {}).get("data") != run.digests:
-        fail(f"--teacher={path} learnt from other text than this run does, or from other tokens of it")
+        fail(f"--teacher={path} learnt from other text than this run, or from other tokens of it")
     if net.config.causal != causal:
         fail(f"--teacher={path} cannot teach this run: one of the two is causal")
     return net.to(run.where)
 
 
-def fit_to_memory(run: Run) -> None:
-    """Settle run.micro and whether activations are recomputed."""
-    on_gpu, capacity = run.where.type == "cuda", math.inf
-    if on_gpu:
-        capacity = torch.cuda.get_device_properties(run.where).total_memory / 1e9 * 0.9
-    if batch_size != "auto":
-        if isinstance(batch_size, str):
-            fail(f"--batch_size is a number or auto, got {batch_size!r}")
+def fit_to_memory(run):
+    """Settle run.micro, and whether to recompute activations."""
+    on_gpu, auto = run.where.type == "cuda", batch_size == "auto"
+    capacity = 0.9 * torch.cuda.get_device_properties(run.where).total_memory / 1e9 if on_gpu else math.inf
+    if isinstance(batch_size, str) and not auto:
+        fail(f"--batch_size is a number or auto, got {batch_size!r}")
+
+    def fits():
+        return run.memory()["training_gb"] <= capacity
+    if not auto:
         run.micro = batch_size
-    run.net.checkpointing = checkpointing not in (False, "auto")
-    if checkpointing == "auto":
-        run.net.checkpointing = run.memory()["training_gb"] > capacity
-    if batch_size == "auto":
+    run.net.checkpointing = not fits() if checkpointing == "auto" else checkpointing is not False
+    if auto:
         run.micro = 256 if on_gpu else 8
-        while run.micro > 1 and run.memory()["training_gb"] > capacity:
+        while run.micro > 1 and not fits():
             run.micro //= 2
         rows = [torch.zeros(block_size, dtype=torch.long)] * run.micro
         everything = draw_masks(torch.stack(rows), run.net.config, (0.9, 1.0))
         # halves itself until it fits
         accumulate_gradients(run, rows, everything, len(rows) * block_size)
-        run.micro = int(agree(run.micro, dist.ReduceOp.MIN, run.where))
+        run.micro = int(agree(run, run.micro, dist.ReduceOp.MIN))
         run.say(f"batch_size='auto': micro-batches of {run.micro}")
 
 
 @of_this_version()
-def restore(run: Run, saved: dict) -> None:
-    """Go on where the saved run was; in its last stage, if it had ended and is now given more steps."""
+def restore(run, saved):
+    """Go on where the saved run was: in its last stage, if that ended and now has more steps."""
     before, here = saved["training"].get("data", {}), run.digests
     if changed := [name for name in here if before.get(name) != here[name]]:
         fail(f"cannot resume {out_dir}/latest.pt: data/{run.knobs['dataset']} has changed since "
-             f"({', '.join(changed)}); prepare that book as it was, or start anew")
+             f"({', '.join(changed)}); prepare it as it was, or start anew")
     run.net.load_state_dict(saved.get("raw", saved["model"]))
     run.average = {name: saved["model"][name].to(run.where) for name in run.average}
     run.optimizer.load_state_dict(saved["optimizer"])
     run.scaler.load_state_dict(saved["scaler"])
     run.effective = saved["training"]["effective_batch"]
     run.progress = p = Progress(**saved["progress"])
-    last = run.plan[-1]
-    if p.stage == len(stages) and p.results[-1]["steps"] < last.steps:
+    if p.stage == len(stages) and p.results[-1]["steps"] < run.plan[-1].steps:
         done = p.results.pop()
         p.stage, p.stage_step = p.stage - 1, done["steps"]
         p.tokens, p.seconds = done["tokens"], done["seconds"]
 
 
-# ---- the step ------------------------------------------------------------------------------------
+# ---- the step
 
-def step(run: Run) -> dict:
-    """One step of the stage at hand; what of it is logged."""
+def step(run):
+    """One step of the stage at hand; what is logged of it."""
     p, stage, config = run.progress, run.stage, run.net.config
     began = time.perf_counter()
     # 1. batch: about as many tokens as in any other
@@ -526,38 +491,38 @@ def step(run: Run) -> dict:
     if run.where.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    p.step, p.stage_step = p.step + 1, p.stage_step + 1
-    p.tokens, p.seconds = p.tokens + total, p.seconds + seconds
-    hidden = masks.masked.sum(1) / text
-    return {"loss": loss, "lr": rate, "mask_rate": float(hidden.mean()), "grad_norm": norm,
-            "tokens_per_second": total / seconds, "memory_gb": peak_memory_gb(run.where),
+    p.step += 1
+    p.stage_step += 1
+    p.tokens += total
+    p.seconds += seconds
+    return {"loss": loss, "lr": rate, "mask_rate": float((masks.masked.sum(1) / text).mean()),
+            "grad_norm": norm, "tokens_per_second": total / seconds, "memory_gb": peak_memory_gb(run.where),
             **({"overflows": p.overflows} if run.scaler.is_enabled() else {})}
 
 
-def next_rows(run: Run) -> list[Tensor]:
-    """The rows of this step's batch; a function of (seed, stage, step) alone."""
+def next_rows(run):
+    """The step's batch of rows; a function of (seed, stage, step) alone."""
     p, stream = run.progress, run.stream(run.stage)
     epoch, index = divmod(p.stage_step, run.plan[p.stage].per_epoch)
-    if run.epoch != (p.stage, epoch):
+    if run.batches[0] != (p.stage, epoch):
         rng = np.random.default_rng(draw_seed(seed, 3, p.stage, epoch))
-        run.epoch, run.batches = (p.stage, epoch), stream.epoch(block_size, run.effective * block_size, rng)
-    return stream.rows(run.batches[index])
+        run.batches = (p.stage, epoch), stream.epoch(block_size, run.effective * block_size, rng)
+    return stream.rows(run.batches[1][index])
 
 
-def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int) -> Tensor:
-    """Forward and backward of this process's rows, every WORLD-th: the loss in nats per token, of `total` in
-    the batch. Where memory runs out, micro-batches are halved and the batch is begun again."""
+def accumulate_gradients(run, rows, masks, total):
+    """Forward and backward of every WORLD-th row, this process's: their nats over the batch's `total` tokens.
+    Where memory runs out, micro-batches are halved and the batch is begun again."""
     masks, rows = Masks(*(x[RANK::WORLD] for x in masks)), rows[RANK::WORLD]
     while True:
-        run.optimizer.zero_grad(set_to_none=True)
-        # dropout
-        torch.manual_seed(draw_seed(seed, 2, run.progress.step, RANK))
+        run.optimizer.zero_grad()
+        torch.manual_seed(draw_seed(seed, 2, run.progress.step, RANK))  # of dropout
         loss = torch.zeros((), device=run.where)
         try:
             for tokens, part in micro_batches(run, rows, masks):
                 with run.autocast:
-                    nats = weighted_loss(run.net, tokens, part, run.net.config, label_smoothing,
-                                         run.teacher) / total
+                    nats = weighted_loss(run.net, tokens, part, run.net.config, label_smoothing, run.teacher)
+                nats = nats / total
                 run.scaler.scale(nats).backward()
                 loss += nats.detach()
             return loss
@@ -566,16 +531,15 @@ def accumulate_gradients(run: Run, rows: list[Tensor], masks: Masks, total: int)
                 raise
         if run.micro == 1:
             fail(f"out of memory with one row of {max(map(len, rows))} tokens: try "
-                 "config/memory_efficient.py, a smaller block_size or a smaller model")
+                 "config/memory_efficient.py, a smaller block_size or model")
         run.micro //= 2
         run.say(f"out of memory: micro-batches of {run.micro} from here on, in the same effective batch")
-        if run.where.type == "cuda":  # only here does no traceback hold the activations any more
+        if run.where.type == "cuda":  # here no traceback holds the activations any more
             torch.cuda.empty_cache()
 
 
-def micro_batches(run: Run, rows: list[Tensor], masks: Masks) -> Iterator[tuple[Tensor, Masks]]:
-    """Micro-batches of at most run.micro * block_size tokens, each padded to its own longest row, with its
-    part of the masks."""
+def micro_batches(run, rows, masks):
+    """(tokens, their Masks) of at most run.micro * block_size tokens, padded to their own longest row."""
     size = max(1, run.micro * block_size // max(map(len, rows), default=1))
     for i in range(0, len(rows), size):
         tokens = pad(rows[i:i + size], run.net.config.pad_id)
@@ -583,50 +547,47 @@ def micro_batches(run: Run, rows: list[Tensor], masks: Masks) -> Iterator[tuple[
         yield tokens.to(run.where), Masks(masked.to(run.where), masks.weight[i:i + size].to(run.where))
 
 
-def agree(value: float, how, where: torch.device) -> float:
-    """One number from every process's: their sum, their smallest, ..."""
+def agree(run, value, how=dist.ReduceOp.MAX):
+    """One number from every process's: their largest, their sum, ..."""
     if WORLD == 1:
         return value
-    shared = torch.tensor(float(value), device=where)
+    shared = torch.tensor(float(value), device=run.where)
     dist.all_reduce(shared, how)
     return shared.item()
 
 
-def sum_over_processes(net: DiffusionModel, loss: Tensor) -> float:
-    """Data parallelism: add up the processes' gradients, in place, and losses, in one buffer."""
+def sum_over_processes(net, loss):
+    """The processes' losses, and in place their gradients, added up in one go."""
     if WORLD > 1:
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
-        flat = torch.cat([g.flatten() for g in grads] + [loss[None]])
+        flat = torch.cat([x.flatten() for x in (*grads, loss)])
         dist.all_reduce(flat)
-        for p, g in zip(net.parameters(), flat[:-1].split([g.numel() for g in grads])):
-            p.grad = g.view_as(p)
-        loss = flat[-1]
+        *grads, loss = flat.split([x.numel() for x in (*grads, loss)])
+        for p, grad in zip(net.parameters(), grads):
+            p.grad = grad.view_as(p)
     return loss.item()
 
 
-def set_learning_rate(run: Run) -> float:
-    """Linear warm-up, then a cosine down to min_lr (Loshchilov & Hutter, 1608.03983), over the stage, or over
-    the run with carry_over."""
+def set_learning_rate(run):
+    """Linear warm-up, then a cosine to min_lr (Loshchilov & Hutter, 1608.03983), over the stage, or with
+    carry_over the run."""
     p = run.progress
     done, steps = (p.step, run.steps) if carry_over else (p.stage_step, run.plan[p.stage].steps)
     warmup = min(warmup_steps, steps // 10)
-    if done < warmup:
-        share = (done + 1) / warmup
-    else:
-        way = (done - warmup) / max(1, steps - warmup)
-        share = min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * way))
-    share *= run.stage["lr_factor"]
+    way = (done - warmup) / max(1, steps - warmup)
+    cosine = min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * way))
+    share = run.stage["lr_factor"] * ((done + 1) / warmup if done < warmup else cosine)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
     return learning_rate * share
 
 
-def update_if_finite(run: Run, loss: float, norm: float, rate: float) -> bool:
-    """Step the optimizer, unless loss or gradient is not finite; too many such steps in a row end the run."""
+def update_if_finite(run, loss, norm, rate):
+    """Step the optimizer if loss and gradient are finite; too many steps in a row without end the run."""
     p, scaler = run.progress, run.scaler
-    finite = math.isfinite(loss) and math.isfinite(norm)
+    finite = math.isfinite(loss + norm)
     # in float16 a gradient too large for the loss scale is no fault: the scale is halved
-    overflow = not finite and scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
+    overflow = not finite and math.isfinite(loss) and scaler.is_enabled() and scaler.get_scale() > 1
     if finite:
         scaler.step(run.optimizer)
     scaler.update()
@@ -640,10 +601,10 @@ def update_if_finite(run: Run, loss: float, norm: float, rate: float) -> bool:
     return finite
 
 
-# ---- the loop ------------------------------------------------------------------------------------
+# ---- the loop
 
-def train(run: Run) -> None:
-    """Every stage, step after step, from wherever run.progress stands."""
+def train(run):
+    """Every stage, step after step, from where run.progress stands."""
     p = run.progress
     while p.stage < len(stages):
         steps, ended = run.plan[p.stage].steps, ""
@@ -652,24 +613,22 @@ def train(run: Run) -> None:
         while p.stage_step < steps and not ended:
             line = step(run)
             last = p.stage_step == steps
-            if p.step % log_interval == 0 or last:
-                line = run.write_log(line)
-                if run.display:
-                    run.display.step(run, line)
+            if run.log and (p.step % log_interval == 0 or last):
+                run.log.show(run, run.log.write(run, line))
             if p.step % eval_interval == 0 or last:
                 evaluate(run, final=last and p.stage + 1 == len(stages))
                 ended = out_of_patience(p)
                 if not (last or ended):
                     save_latest(run)
-            if agree(len(run.stop), dist.ReduceOp.SUM, run.where) and not (last or ended):
+            if agree(run, len(run.stop)) and not (last or ended):
                 save_latest(run)
                 close_run(run, f"stopped at step {p.step:,}; continue with --resume")
                 sys.exit(128 + run.stop[0] if run.stop else 0)
         end_stage(run, ended or "epochs done")
 
 
-def begin_stage(run: Run) -> None:
-    """Reset what a stage counts for itself, and log what it will do."""
+def begin_stage(run):
+    """Reset what a stage counts, and log what it will do."""
     p, stage, config = run.progress, run.stage, run.net.config
     stream, steps = run.stream(stage), run.plan[p.stage].steps
     p.stage_best, p.since_stage_best, p.tokens, p.seconds, p.before = math.inf, 0, 0, 0.0, p.bound
@@ -679,38 +638,40 @@ def begin_stage(run: Run) -> None:
     tokens = pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id)
     seen = draw_masks(tokens, config, stage["mask_rate"], generator=torch.Generator().manual_seed(seed))
     rates, examples = seen.masked.sum(1) / (tokens < config.n_text).sum(1), len(stream.offsets) - 1
-    run.write_log({"event": "stage", "name": stage["name"], "examples": examples, "steps": steps,
-                   "mask_rate_low": float(rates.min()), "mask_rate_high": float(rates.max()),
-                   "val_before": number(p.before)})
+    line = {"event": "stage", "name": stage["name"], "examples": examples, "steps": steps,
+            "mask_rate_low": float(rates.min()), "mask_rate_high": float(rates.max()),
+            "val_before": number(p.before)}
+    if run.log:
+        run.log.write(run, line)
     run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, "
             f"{steps:,} steps")
 
 
-def evaluate(run: Run, final: bool) -> None:
-    """The validation text's full-range bound in bits per byte; a sample; the best checkpoints."""
+def evaluate(run, final):
+    """The validation text's bound in bits per byte; a sample; the best checkpoints."""
     p = run.progress
     if RANK == 0:
         judged = run.net
         if ema:
-            judged = copy.deepcopy(run.net)
+            judged = copy.deepcopy(judged)
             judged.load_state_dict(run.average)
         (rows, points), tokens = validation(run), run.streams["val"].tokens
         text = tokens[tokens < run.net.config.n_text]
         with run.autocast:
-            bound = held_out_bound(judged, rows, points * (4 if final else 1), seed=0)
+            bound = held_out_bound(judged, rows, points * (4 if final else 1))
         nats = float(bound.per_sequence.sum())
         p.bound = nats / math.log(2) / len(run.text(text))
-        run.write_log({"val_bits_per_byte": number(p.bound),
-                       "val_perplexity": math.exp(min(700, nats / len(text)))})
+        run.log.write(run, {"val_bits_per_byte": number(p.bound),
+                            "val_perplexity": math.exp(min(700, nats / len(text)))})
         if sample_tokens:
             line = {"step": p.step, "stage": run.stage["name"], "seed": seed, "val_bits_per_byte": p.bound,
                     "text": sample_from(run, judged)}
             with open(f"{out_dir}/samples.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                print(json.dumps(line, ensure_ascii=False), file=file)
         run.say(f"step {p.step:,} {run.stage['name']}: validation bound {p.bound:.4f} bits per byte"
                 + (" (best)" if p.bound < p.best else ""))
         judged.train()
-    p.bound = agree(p.bound if RANK == 0 else 0.0, dist.ReduceOp.SUM, run.where)
+    p.bound = agree(run, p.bound if RANK == 0 else 0.0, dist.ReduceOp.SUM)
     record = vars(p)
     for best, file_name in (("stage_best", f"best_stage{p.stage + 1}.pt"), ("best", "best.pt")):
         record[f"since_{best}"] += 1
@@ -719,22 +680,22 @@ def evaluate(run: Run, final: bool) -> None:
             save(f"{out_dir}/{file_name}", checkpoint(run))
 
 
-def validation(run: Run) -> tuple[list[Tensor], int]:
+def validation(run):
     """The held-out rows of an evaluation, and how many masks each gets."""
     stream = run.streams["val"]
     rows = stream.rows(stream.pieces(block_size))
     return rows, math.ceil(eval_masks / len(rows))
 
 
-def sample_from(run: Run, net: DiffusionModel) -> str:
+def sample_from(run, net):
     """A text from nothing."""
     start = torch.full((1, min(sample_tokens, block_size)), net.config.mask_id)
     with run.autocast:
         *_, last = denoise(net, start, [seed], Sampling(steps=32))
-    return run.text(last.tokens[0].tolist()).decode("utf-8", "replace")
+    return run.text(last.tokens[0]).decode("utf-8", "replace")
 
 
-def out_of_patience(p: Progress) -> str:
+def out_of_patience(p):
     """Why the stage ends here, if it does."""
     if patience and p.since_best >= patience:
         return f"stopped early: {patience} evaluations without improvement over the best"
@@ -743,84 +704,86 @@ def out_of_patience(p: Progress) -> str:
     return ""
 
 
-def end_stage(run: Run, ended: str) -> None:
-    """Record how the stage went, and go on to the next, or past the last."""
+def end_stage(run, ended):
+    """Record how the stage went; on to the next, or past the last."""
     p = run.progress
-    p.results.append({"stage": p.stage + 1, "name": run.stage["name"],
-                      "epochs": run.epochs, "steps": p.stage_step, "tokens": p.tokens,
-                      "seconds": round(p.seconds, 3), "bound_before": number(p.before),
-                      "best_bound": number(p.stage_best), "last_bound": number(p.bound), "ended": ended})
+    p.results.append({
+        "stage": p.stage + 1, "name": run.stage["name"], "epochs": run.epochs, "steps": p.stage_step,
+        "tokens": p.tokens, "seconds": round(p.seconds, 3), "bound_before": number(p.before),
+        "best_bound": number(p.stage_best), "last_bound": number(p.bound), "ended": ended})
     p.stage, p.stage_step = len(stages) if ended.startswith("stopped early") else p.stage + 1, 0
     if RANK == 0:
         write_json(f"{out_dir}/curriculum_results.json", p.results)
     save_latest(run)
 
 
-# ---- what a run leaves behind --------------------------------------------------------------------
+# ---- what a run leaves behind
 
-def number(value: float) -> float | None:
+def number(value):
     """JSON has neither NaN nor infinity."""
     return value if math.isfinite(value) else None
 
 
-def checkpoint(run: Run) -> dict:
-    """What best.pt holds: the model, and how it came about."""
+def checkpoint(run):
+    """What best.pt holds."""
     p = run.progress
     training = {"dataset": run.knobs["dataset"], "data": run.digests, "knobs": run.knobs,
                 "effective_batch": run.effective, "step": p.step, "stage": p.stage + 1,
                 "stage_name": run.stage["name"], "epoch": run.epochs, "val_bits_per_byte": p.bound}
-    whole = checkpoint_of(run.net, run.tokenizer, training=training)
-    return whole | {"model": run.average or whole["model"]}
+    return checkpoint_of(run.net, run.tokenizer, training=training) | ({"model": run.average} if ema else {})
 
 
-def save_latest(run: Run) -> None:
-    """latest.pt: a checkpoint and all that resuming needs."""
-    whole = {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-             "progress": asdict(run.progress)}
-    raw = {"raw": run.net.state_dict()} if ema else {}
-    save(f"{out_dir}/latest.pt", checkpoint(run) | whole | raw)
+def save_latest(run):
+    """With all that resuming needs."""
+    whole = checkpoint(run) | {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+                               "progress": asdict(run.progress)}
+    save(f"{out_dir}/latest.pt", whole | ({"raw": run.net.state_dict()} if ema else {}))
 
 
-def save(path: str, content: dict) -> None:
-    """Write a checkpoint, whole, or leave the one that is there."""
-    if RANK == 0:
-        try:
-            with written(path, "wb") as file:
-                torch.save(content, file)
-        except RuntimeError as error:       # torch's way of saying that the disk is full
-            raise OSError(None, str(error), path) from error
+def save(path, content):
+    """Write a checkpoint whole, or leave the one there is."""
+    if RANK > 0:
+        return
+    try:
+        with written(path, "wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # torch's way of saying that the disk is full
+        raise OSError(None, str(error), path) from error
 
 
-def start_folder(run: Run) -> None:
-    """Make out_dir; an earlier run there moves to out_dir/previous1, or 2, ..., and of a resumed run's
-    records goes what it will write again. Keep the configuration and the source."""
+def start_folder(run):
+    """Make out_dir, with configuration and source. An earlier run moves to out_dir/previous1, or 2, ...; of a
+    resumed run's records goes what it will write again."""
     try:
         os.makedirs(out_dir, exist_ok=True)
         run.hold = hold_folder()
     except OSError as error:
         fail(f"nothing can be written to out_dir={out_dir!r}: {error.strerror}")
+    records = [Path(out_dir, name) for name in ("log.jsonl", "samples.jsonl")]
     if resume:
-        for name in ("log.jsonl", "samples.jsonl"):
-            truncate_log(f"{out_dir}/{name}", run.progress.step)
+        for path in records:
+            truncate_log(path, run.progress.step)
     elif os.path.exists(f"{out_dir}/latest.pt"):
         move_aside(run)
-    else:        # records of a run that was stopped before its first checkpoint
-        for name in ("log.jsonl", "samples.jsonl", "curves.svg"):
-            Path(out_dir, name).unlink(missing_ok=True)
+    else:  # of a run that was stopped before its first checkpoint
+        for path in (*records, Path(out_dir, "curves.svg")):
+            path.unlink(missing_ok=True)
         shutil.rmtree(f"{out_dir}/tensorboard", ignore_errors=True)
     os.makedirs(f"{out_dir}/source", exist_ok=True)
     for name in ("train.py", "model.py"):
         shutil.copy(Path(__file__).with_name(name), f"{out_dir}/source/")
-    if run.teacher and not resume:      # its own file may be gone, or another, when this run is resumed
+    if run.teacher and not resume:  # whose file may be gone, or another, when this run is resumed
         of_teacher = {"model": run.teacher.state_dict(), "config": asdict(run.teacher.config)}
         save(f"{out_dir}/teacher.pt", checkpoint(run) | of_teacher)
     write_json(f"{out_dir}/config.json", run.knobs)
 
 
-def move_aside(run: Run) -> None:
+def move_aside(run):
     """The earlier run to a folder of its own, latest.pt last: a move that was stopped is completed."""
-    folders = (f"{out_dir}/previous{n}" for n in count(1))
-    folder = next(folder for folder in folders if not os.path.exists(f"{folder}/latest.pt"))
+    n = 1
+    while os.path.exists(f"{out_dir}/previous{n}/latest.pt"):
+        n += 1
+    folder = f"{out_dir}/previous{n}"
     os.makedirs(folder, exist_ok=True)
     for name in sorted(os.listdir(out_dir), key="latest.pt".__eq__):
         if re.search(r"\.(pt|jsonl?|html|svg)$|^(tensorboard|source)$", name):
@@ -828,8 +791,8 @@ def move_aside(run: Run) -> None:
     run.say(f"the earlier run in {out_dir}/ is now in {folder}/")
 
 
-def hold_folder() -> TextIO:
-    """out_dir for this run alone, for as long as its process lives; fail() where another has it."""
+def hold_folder():
+    """out_dir's lock, this run's as long as its process lives; fail() where another has it."""
     file = open(f"{out_dir}/lock", "w")
     try:
         if os.name == "nt":
@@ -843,125 +806,112 @@ def hold_folder() -> TextIO:
     return file
 
 
-def truncate_log(path: str, step: int) -> None:
-    """Drop the lines after `step`, the line of a stage that begins there, and a half-written last one."""
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
+def truncate_log(path, step):
+    """Drop the lines after `step`, that of a stage that begins there, and a half-written last one."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
             lines = [line for line in file if line.endswith("\n")]
         with written(path) as file:
-            for line, record in zip(lines, map(json.loads, lines)):
+            for line in lines:
+                record = json.loads(line)
                 if record["step"] < step + (record.get("event") != "stage"):
                     file.write(line)
 
 
 class Log:
-    """log.jsonl, TensorBoard and Weights & Biases: one object a line, the numbers in it as curves."""
+    """log.jsonl, an object a line; its numbers as curves in TensorBoard and Weights & Biases; and on stderr a
+    moving bar, or plain lines where there is no terminal."""
 
-    def __init__(self, run: Run):
-        self.file = open(f"{out_dir}/log.jsonl", "a", encoding="utf-8")
-        self.board = self.wandb = None
+    def __init__(self, run):
+        self.file, self.board, self.wandb = open(f"{out_dir}/log.jsonl", "a", encoding="utf-8"), None, None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
-                self.board = SummaryWriter(f"{out_dir}/tensorboard",
-                                           purge_step=run.progress.step + 1 if resume else None)
-            except Exception as error:      # whatever is wrong with its many parts
+                self.board = SummaryWriter(f"{out_dir}/tensorboard", purge_step=run.progress.step + 1)
+            except Exception as error:  # whatever is wrong with its many parts
                 run.say(f"no TensorBoard, log.jsonl alone ({type(error).__name__}: {error})")
         if wandb_project:
             try:
                 import wandb
             except ImportError:
                 fail("--wandb_project needs Weights & Biases: pip install wandb")
-            wandb.init(project=wandb_project, config=run.knobs, resume="allow")
-            self.wandb = wandb
+            self.wandb = wandb.init(project=wandb_project, config=run.knobs, resume="allow")
+        text = bars.TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
+        left = bars.TimeRemainingColumn(elapsed_when_finished=True)
+        room = [bars.BarColumn(16)] if run.console.width >= 80 else []  # loss and bound come first
+        self.bar = bars.Progress(*room, bars.MofNCompleteColumn(), left, text, expand=True,
+                                 console=run.console, disable=not run.console.is_terminal)
+        self.task = self.bar.add_task("", total=run.steps, completed=run.progress.step)
+        self.bar.start()
+        self.shown = 0
 
-    def write(self, line: dict) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+    def write(self, run, line):
+        """`line` with where the run stands."""
+        p = run.progress
+        line = {"step": p.step, "epoch": round(run.epochs, 3), "stage": p.stage + 1} | line
+        print(json.dumps(line), file=self.file, flush=True)
         numbers = {key: x for key, x in line.items() if isinstance(x, (int, float)) and key != "step"}
         for key, value in numbers.items() if self.board else ():
-            self.board.add_scalar(key, value, line["step"])
+            self.board.add_scalar(key, value, p.step)
         if self.wandb:
-            self.wandb.log(numbers, step=line["step"])
+            self.wandb.log(numbers, step=p.step)
+        return line
 
-    def close(self) -> None:
+    def show(self, run, line):
+        p = run.progress
+        each = p.seconds / p.stage_step
+        known = "" if math.isnan(p.bound) else f"bound {p.bound:.3f} "
+        left = each * (run.plan[p.stage].steps - p.stage_step)
+        text = (f"loss {line['loss']:.3f} {known}{run.stage['name']} epoch {line['epoch']:.1f} "
+                f"rate {line['mask_rate']:.2f} {line['tokens_per_second']:,.0f} tok/s, "
+                f"{left / 60:.0f} min left in the stage")
+        self.bar.update(self.task, completed=p.step, description=text)
+        self.shown += 1
+        if self.shown == 3:
+            rest = each * (run.steps - p.step)
+            run.say(f"about {duration(rest)} to go; Ctrl-C stops, --resume goes on"
+                    + ("; config/demo.py takes minutes" if rest > 3600 else ""))
+        if not run.console.is_terminal and time.time() - run.said > 10:
+            run.say(f"step {p.step:,} of {run.steps:,}: {text}")
+
+    def close(self):
+        self.bar.stop()
         self.file.close()
         if self.board:
             self.board.close()
 
 
-class Display:
-    """On stderr: a moving bar where there is a terminal, plain lines where there is none."""
+# ---- the plan
 
-    def __init__(self, run: Run):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        text = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
-        left = TimeRemainingColumn(elapsed_when_finished=True)
-        bar = [BarColumn(16)] if self.console.width >= 80 else []       # the loss and the bound come first
-        self.bar = Progress(*bar, MofNCompleteColumn(), left, text, expand=True,
-                            console=self.console, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task("", total=run.steps, completed=run.progress.step)
-        self.bar.start()
-        self.printed, self.steps = time.time(), 0
-
-    def step(self, run: Run, line: dict) -> None:
-        p = run.progress
-        known = "" if math.isnan(p.bound) else f"bound {p.bound:.3f} "
-        left = p.seconds / p.stage_step * (run.plan[p.stage].steps - p.stage_step)
-        text = (f"loss {line['loss']:.3f} {known}{run.stage['name']} epoch {line['epoch']:.1f} "
-                f"rate {line['mask_rate']:.2f} {line['tokens_per_second']:,.0f} tok/s, "
-                f"{left / 60:.0f} min left in the stage")
-        self.bar.update(self.task, completed=p.step, description=text)
-        self.steps += 1
-        if self.steps == 3:
-            rest = p.seconds / p.stage_step * (run.steps - p.step)
-            self.say(f"about {duration(rest)} to go; Ctrl-C stops, --resume goes on"
-                     + ("; config/demo.py takes minutes" if rest > 3600 else ""))
-        if not self.console.is_terminal and time.time() - self.printed > 10:
-            self.say(f"step {p.step:,} of {run.steps:,}: {text}")
-
-    def say(self, text: str) -> None:
-        self.printed = time.time()
-        self.console.print(text, markup=False)
-
-
-# ---- the plan ------------------------------------------------------------------------------------
-
-def mean_rate(stage: dict) -> float:
+def mean_rate(stage):
     """The share of a stage's tokens that is masked."""
     return (1 - stage["replay"]) * sum(stage["mask_rate"]) / 2 + stage["replay"] / 2
 
 
-def measured_seconds(run: Run) -> list[float]:
-    """Of a step in each stage, from up to five after one to warm up, or one where it takes long; and last, of
-    an evaluation with its sample, from a batch of it."""
-    from rich.console import Console
-    from rich.progress import track
+def timed(work, *arguments):
+    began = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - began
+
+
+def measured_seconds(run):
+    """Of a step in each stage, from up to five after a first, or one where it takes long; of an evaluation
+    with its sample, from a batch."""
     taken = [[] for _ in stages]
-    for i in track(range(6 * len(stages)), "measuring", console=Console(stderr=True), disable=RANK > 0):
+    for i in bars.track(range(6 * len(stages)), "measuring", console=run.console, disable=RANK > 0):
+        run.progress.stage, run.progress.stage_step = divmod(i, 6)
         part = taken[i // 6]
-        if agree(sum(part), dist.ReduceOp.MAX, run.where) < 10:
-            run.progress.stage, run.progress.stage_step = i // 6, i % 6
-            began = time.perf_counter()
-            step(run)
-            part.append(time.perf_counter() - began)
+        if agree(run, sum(part)) < 10:
+            part.append(timed(step, run))
     rows, points = validation(run)
     some = rows[:max(1, 8192 // block_size)]
-    began = time.perf_counter()
     with run.autocast:
-        held_out_bound(run.net, some, 1)
-    judged = time.perf_counter()
-    if sample_tokens:
-        sample_from(run, run.net)
-    share = len(rows) * (1 if causal else points) / len(some)
-    return [*(float(np.mean(part[1:] or part)) for part in taken),
-            (judged - began) * share + time.perf_counter() - judged]
+        judging = timed(held_out_bound, run.net, some, 1) * len(rows) * (1 if causal else points) / len(some)
+    writing = timed(sample_from, run, run.net) if sample_tokens else 0
+    return [np.mean(part[1:] or part) for part in taken], judging + writing
 
 
-def duration(seconds: float) -> str:
+def duration(seconds):
     """For people: 42 s, 12 min, 5 h 34 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -969,52 +919,49 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def print_plan(run: Run) -> None:
-    """The dry run: what would be trained, on what, for how long; what the literature says of it."""
-    from rich.console import Console
-    from rich.table import Table
+def print_plan(run):
+    """The dry run: what is trained, on what, how long; what the literature says of it."""
     console, config, memory = Console(soft_wrap=True, highlight=False), run.net.config, run.memory()
     sizes = count_parameters(config)
     console.print("Parameters: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
     console.print(f"Memory (estimate): {memory['training_gb']:.2f} GB to train in micro-batches of "
                   f"{run.micro}, {memory['inference_gb']:.2f} GB to sample; "
                   f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
-    table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (from measured steps)",
+    table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (measured)",
                   title=f"{run.steps:,} steps")
-    flops, taken, (*seconds, evaluation) = 0, 0.0, measured_seconds(run)
-    for stage, part, each in zip(stages, run.plan, seconds):
-        low, high = stage["mask_rate"]
-        predicted = int(part.tokens * (1 if causal else mean_rate(stage)))
-        of_stage = training_flops(config, part.tokens, predicted, part.length)
-        flops, taken = flops + of_stage, taken + each * part.steps
-        table.add_row(stage["name"], stage["data"], f"{low}-{high}", f"{part.steps:,}", f"{part.tokens:,}",
-                      f"{of_stage:.2e}", duration(each * part.steps))
+    seen, flops, taken, (each, evaluation) = 0, 0, 0.0, measured_seconds(run)
+    for stage, (per_epoch, steps), seconds in zip(stages, run.plan, each):
+        (low, high), stream = stage["mask_rate"], run.stream(stage)
+        tokens, lengths = int(len(stream.tokens) * steps / per_epoch), np.diff(stream.pieces(block_size))
+        length = int(np.average(lengths, weights=lengths))  # of the row that the average token stands in
+        of_stage = training_flops(config, tokens, int(tokens * (1 if causal else mean_rate(stage))), length)
+        seen, flops, taken = seen + tokens, flops + of_stage, taken + seconds * steps
+        table.add_row(stage["name"], stage["data"], f"{low}-{high}", f"{steps:,}", f"{tokens:,}",
+                      f"{of_stage:.2e}", duration(seconds * steps))
     console.print(table)
     unique = len(run.streams["stage3_train"].tokens)
-    epochs, critical = sum(part.tokens for part in run.plan) / unique, 2.12e15 * (unique / 1e6) ** 2.174
+    epochs, critical = seen / unique, 2.12e15 * (unique / 1e6) ** 2.174
     # 2510.03280's fit as power laws through its values at 100K and 500K tokens
-    fivefold = math.log(unique / 1e5) / math.log(5)
-    size, best_epochs = 7e6 * 2 ** fivefold, 100 * 1.35 ** fivefold
-    ends = list(accumulate(part.steps for part in run.plan))
-    # the last is fourfold
-    judging = evaluation * (3 + len({*ends, *range(eval_interval, ends[-1], eval_interval)}))
+    fivefold = math.log(unique / 1e5, 5)
+    ends = {*np.cumsum([part.steps for part in run.plan]), *range(eval_interval, run.steps, eval_interval)}
+    judging = evaluation * (len(ends) + 3)  # the last is fourfold
     console.print(
         f"All of it: {flops:.2e} FLOPs, {duration(taken + judging)}, of which {duration(judging)} "
         f"for evaluations; {epochs:.0f} passes' worth of the book's {unique:,} training tokens.\n"
-        "Extrapolation (arXiv 2507.15857, fitted on 25M-100M tokens): diffusion overtakes autoregression "
-        f"above C_crit = {critical:.2e} FLOPs, this run is {flops / critical:.1f} times that. "
-        "Measured on four books (README): not yet at 1.5e13 to 2.3e13; with a teacher for both, on one.\n"
+        "Extrapolation (arXiv 2507.15857, of 25M-100M tokens): diffusion overtakes autoregression above "
+        f"C_crit = {critical:.2e} FLOPs, this run has {flops / critical:.1f} times that. Measured on four "
+        "books (README): not yet at 1.5e13 to 2.3e13; with a teacher for both, on one.\n"
         "Extrapolation (same, Table 1): repeated data keeps its worth up to R* = "
-        f"{31.19 if causal else 493.89} epochs for this objective; this run has {epochs:.0f}.\n"
-        f"Extrapolation (arXiv 2510.03280): for this many tokens about {size / 1e6:.0f}M parameters and "
-        f"{best_epochs:.0f} epochs; this run has {sizes['total'] / 1e6:.1f}M and {epochs:.0f}.")
+        f"{31.19 if causal else 493.89} epochs of this objective; this run has {epochs:.0f}.\n"
+        "Extrapolation (arXiv 2510.03280): for this many tokens about "
+        f"{7 * 2 ** fivefold:.0f}M parameters and {100 * 1.35 ** fivefold:.0f} epochs; this run has "
+        f"{sizes['total'] / 1e6:.1f}M and {epochs:.0f}.")
 
 
-# ---- from start to end ---------------------------------------------------------------------------
+# ---- from start to end
 
-def start(run: Run) -> None:
-    """The folder, the log, the display; Ctrl-C and SIGTERM end the run after the step at hand, a second one
-    at once."""
+def start(run):
+    """Folder and log; Ctrl-C and SIGTERM end the run after the step at hand, a second one at once."""
     if RANK == 0:
         start_folder(run)
         run.log = Log(run)
@@ -1025,46 +972,41 @@ def start(run: Run) -> None:
         run.stop.append(number)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    size, many = count_parameters(run.net.config)["total"], f", {WORLD} processes" if WORLD > 1 else ""
-    run.say(f"{f'resuming at step {run.progress.step:,}' if resume else 'training'}: {size:,} parameters, "
+    begun, many = f"resuming at step {run.progress.step:,}", f", {WORLD} processes"
+    run.say(f"{begun if resume else 'training'}: {count_parameters(run.net.config)['total']:,} parameters, "
             f"{run.knobs['dataset']}, {run.steps:,} steps of {run.effective} rows in micro-batches of "
-            f"{run.micro}, {run.where}, {str(run.kind)[6:]}{many}")
-    run.display = Display(run) if RANK == 0 else None
+            f"{run.micro}, {run.where}, {str(run.kind)[6:]}{many if WORLD > 1 else ''}")
     run.net.train()
 
 
-def draw_curves() -> None:
-    """out_dir/curves.svg where there is matplotlib: loss and bound over steps, every other stage shaded, in
-    colours for a light page and a dark one."""
+def draw_curves():
+    """out_dir/curves.svg, with matplotlib: loss and bound over steps, every other stage shaded, in colours
+    for light pages and dark."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    lines = [json.loads(line) for line in Path(out_dir, "log.jsonl").read_text("utf-8").splitlines()]
+    lines = list(map(json.loads, Path(out_dir, "log.jsonl").read_text("utf-8").splitlines()))
     figure, grey = Figure((8, 3.2), layout="constrained"), "#808080"
     left = figure.subplots()
-    right = left.twinx()
-    for axis, key, colour, label in ((left, "loss", "#6a94c8", "training loss, nats per token"),
-                                     (right, "val_bits_per_byte", "#c2702e", "validation, bits per byte")):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        axis.plot(*zip(*points) if points else ((), ()), color=colour)
-        axis.set_ylabel(label, color=colour)
+    for axis, key, hue, what in ((left, "loss", "#6a94c8", "training loss, nats per token"),
+                                 (left.twinx(), "val_bits_per_byte", "#c2702e", "validation, bits per byte")):
+        known = [line for line in lines if line.get(key) is not None]
+        axis.plot([line["step"] for line in known], [line[key] for line in known], color=hue)
+        axis.set_ylabel(what, color=hue)
+        axis.tick_params(colors=grey)
+        axis.spines[:].set_color(grey)
     begun = [line["step"] for line in lines if line.get("event") == "stage"] + [lines[-1]["step"]]
     for a, b in list(pairwise(begun))[::2]:
         left.axvspan(a, b, color=grey, alpha=0.15, linewidth=0)
     left.set_xlabel("steps", color=grey)
-    for axis in (left, right):
-        axis.tick_params(colors=grey)
-        axis.spines[:].set_color(grey)
     # where the disk is full, the run itself is safe
     with contextlib.suppress(OSError), written(f"{out_dir}/curves.svg", "wb") as file:
         figure.savefig(file, format="svg", transparent=True)
 
 
-def close_run(run: Run, text: str) -> None:
-    """Last words; everything is on disk."""
+def close_run(run, text):
     if RANK == 0:
-        run.display.bar.stop()
         run.log.close()
         draw_curves()
     run.say(text)
@@ -1084,7 +1026,7 @@ def main():
                        f"bits per byte, in {out_dir}/best.pt; python sample.py writes with it")
     except OSError as error:
         fail(f"could not write {error.filename or f'to {out_dir}/'} ({error.strerror or error}): free some "
-             "space and continue with --resume; the checkpoint saved before is whole")
+             "space and continue with --resume; the last checkpoint is whole")
 
 
 if __name__ == "__main__":
