@@ -55,13 +55,10 @@ min_stage_share = 0.05      # examples of stages I and II per training sentence,
 max_relaxation = 0.25       # with fewer, percentiles move, at most this far; then examples repeat [0, 1]
 show_extremes = 0           # print so many of the hardest and easiest sentences, and stage examples [0, ...)
 
-SPECIAL = ("[MASK]", "[PAD]", "[SEP]")          # the last three ids of every vocabulary
 GPT2_SIZE = 50257
 GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
               "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"}
 FEWEST_SENTENCES = 20           # a shorter text has no room for three splits
-LARGEST_SHARE = 0.15            # of a short book, held out in each split
-FEWEST_TOKENS, FEWEST_HELDOUT = 20_000, 2500    # to train on, in each held-out split; with fewer: a warning
 
 
 # ---- tokens ----
@@ -103,7 +100,7 @@ class Tokenizer:
     def __init__(self, kind, tokens):
         self.kind = kind
         self.tokens = [*tokens, b"", b"", b""]
-        self.special = dict(zip(SPECIAL, count(len(tokens))))
+        self.special = dict(zip(("[MASK]", "[PAD]", "[SEP]"), count(len(tokens))))
         self.vocab_size = len(self.tokens)
         self._id = {token: i for i, token in enumerate(tokens)}
         # id in the full encoding -> ids here
@@ -142,7 +139,7 @@ class Tokenizer:
     def _split(self, token):
         if token in self._id:
             return [self._id[token]]
-        parts, ranks = [token[i:i + 1] for i in range(len(token))], gpt2_ranks()
+        parts, ranks = [bytes([byte]) for byte in token], gpt2_ranks()
         while len(parts) > 2:  # to the two that GPT-2's BPE merges last
             i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], GPT2_SIZE))
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
@@ -194,7 +191,7 @@ class Piece:
     split: str = "train"
     run: int = 0  # contiguous text of one split
     ids: list = field(default_factory=list)
-    stages: set = field(default_factory=set)
+    stages: set = field(default_factory=lambda: {3})
 
 
 def cut(paragraphs):
@@ -214,8 +211,8 @@ def grouped(pieces, key):
 
 
 def heldout_shares(tokens):
-    """{split: the part of a book of so many tokens that it is to hold}"""
-    least = min(heldout_tokens / tokens, LARGEST_SHARE)
+    """{split: the share it is to hold of a book of so many tokens}"""
+    least = min(heldout_tokens / tokens, 0.15)
     return {"val": max(val_share, least), "test": max(test_share, least)}
 
 
@@ -234,7 +231,7 @@ def split(pieces, tokens):
         held = np.flatnonzero((middles >= start) & (middles < start + size))
         for unit in held if len(held) else [np.abs(middles - start - size / 2).argmin()]:
             for piece in units[unit]:
-                piece.split = name
+                piece.split, piece.stages = name, set()
     for number, run in enumerate(grouped(pieces, "split")):
         for piece in run:
             piece.run = number
@@ -269,7 +266,7 @@ def is_english(words):
 def rank(values, train):
     """Percentile ranks in [0, 1] of values among the training sentences', ties in the middle."""
     known = np.sort(values[train])
-    return sum(np.searchsorted(known, values, side) for side in ("left", "right")) / (2 * len(known))
+    return (np.searchsorted(known, values) + np.searchsorted(known, values, "right")) / (2 * len(known))
 
 
 def yules_k(words):
@@ -439,8 +436,7 @@ def choose_stages(sentences, scores, roles, separator):
     """({stream: its examples}, {stage: how they were chosen}) of stages I and II. A sentence over block_size
     loses its end, a pair keeps what is next to the [SEP]."""
     train = np.array([piece.split == "train" for piece in sentences])
-    complexity, centrality, words = (scores[name] for name in (
-        "syntactic_complexity", "thematic_centrality", "words"))
+    complexity, words = scores["syntactic_complexity"], scores["words"]
     needed = max(1, math.ceil(min_stage_share * train.sum()))
     tiers = linked_pairs(sentences, roles)
 
@@ -448,11 +444,13 @@ def choose_stages(sentences, scores, roles, separator):
         return float(np.quantile(values[train], np.clip(q, 0, 1)))
 
     def simple_and_typical(fits, shift):
+        centrality = scores["thematic_centrality"]
         least = percentile(centrality, stage1_centrality - shift)
         return np.argwhere(fits & (centrality >= least)).tolist(), {"min_centrality": least}
 
     def linked(fits, _):
-        fitting = {name: sorted((i, j) for i, j in tier if fits[i] and fits[j]) for name, tier in tiers.items()}
+        fitting = {name: sorted((i, j) for i, j in tier if fits[i] and fits[j])
+                   for name, tier in tiers.items()}
         wanted, pairs, counts = max(needed, len(fitting["neighbours in a paragraph"])), set(), {}
         for name, tier in fitting.items():
             more, lacking = [pair for pair in tier if pair not in pairs], max(0, wanted - len(pairs))
@@ -463,10 +461,10 @@ def choose_stages(sentences, scores, roles, separator):
         return sorted(pairs), {"pairs_of": counts}
 
     def joined(first, second=None):
-        if second is None:
-            return first[:block_size]
-        room = max(block_size - 1 - len(second), (block_size - 1) // 2)  # at least half for the first
-        return [*first[-room:], separator, *second][:block_size]
+        if second:
+            room = max(block_size - 1 - len(second), (block_size - 1) // 2)  # at least half for the first
+            first = [*first[-room:], separator, *second]
+        return first[:block_size]
 
     examples, records = {}, {}
     for stage, limit, fine, select in (
@@ -495,13 +493,13 @@ def choose_stages(sentences, scores, roles, separator):
 
 def fingerprints(examples, n=8):
     """The distinct hashes of every n tokens in a row within one example."""
-    return np.unique(np.array([hash(tuple(ids[i:i + n])) for ids in examples
-                               for i in range(len(ids) - n + 1)], np.int64))
+    hashes = [hash(row) for ids in examples for row in zip(*(ids[i:] for i in range(n)))]
+    return np.unique(np.array(hashes, np.int64))
 
 
 def describe(streams, training_text, sentences, chosen, tok):
-    """(counts of every split, of every stage); leaked: what is held out, reached a training stream and is not
-    in the training text as well. training_text: its runs, as lists of ids."""
+    """(counts of every split, of every stage); leaked: what is held out and in a training stream, but not in
+    the training text. training_text: its runs, as lists of ids."""
     known, used = fingerprints(training_text), set().union(*training_text)
     trained = [streams[f"stage{stage}_train"] for stage in (1, 2, 3)]
     foreign = np.setdiff1d(fingerprints(chain(*trained)), known)
@@ -531,38 +529,39 @@ def describe(streams, training_text, sentences, chosen, tok):
 
 def advice(statistics):
     """What is wrong with this book and what to do: list of str."""
-    splits, stages, vocabulary = (statistics[key] for key in ("splits", "stages", "vocabulary"))
-    tokens = splits["train"]["tokens"]
+    splits, stages = statistics["splits"], statistics["stages"]
+    tokens, bytes_per_token = splits["train"]["tokens"], statistics["vocabulary"]["bytes_per_token"]
     removed = sum(statistics["removed"].values())
     removed /= removed + statistics["characters"]
     checks = [  # (whether it is so, what to say)
         ("but" in statistics["encoding"],
          f"The file is {statistics['encoding']}: look for wrong characters in text.txt."),
         (removed > 0.1, f"{removed:.0%} of the file was left out as not the author's: look at text.txt."),
-        (tokens < FEWEST_TOKENS, f"Only {tokens:,} tokens to train on: a model will soon recite them. Use a "
+        (tokens < 20_000, f"Only {tokens:,} tokens to train on: a model will soon recite them. Use a "
          "longer book (60,000 words are comfortable), or a small model, dropout and few epochs."),
-        (not statistics["english"], "The book seems not to be English: grade and chunk depth are left out."),
-        (vocabulary["bytes_per_token"] < 2.5 and vocabulary["kind"] == "gpt2",
-         f"GPT-2's vocabulary fits this book badly ({vocabulary['bytes_per_token']:.1f} bytes a token). "
-         "Try --tokenizer=book."),
+        (not statistics["english"], "The book seems not to be English: it gets no grade and no chunk depth."),
+        (tokenizer == "gpt2" and bytes_per_token < 2.5, "GPT-2's vocabulary fits this book badly "
+         f"({bytes_per_token:.1f} bytes a token). Try --tokenizer=book."),
         (statistics["words"] > 60 * statistics["sentences"],
-         "Sentences are very long, or full stops are missing: stages I and II will teach little.")]
+         "Sentences are very long, or lack full stops: stages I and II will teach little.")]
     for name, wanted in heldout_shares(sum(split["tokens"] for split in splits.values())).items():
-        split, known = splits[name], splits[name]["also_in_training_text"]
+        tokens, share, known, leaked = (splits[name][key] for key in (
+            "tokens", "share", "also_in_training_text", "leaked"))
         checks += [
-            (split["tokens"] < FEWEST_HELDOUT,
-             f"Only {split['tokens']:,} tokens in {name}: figures on them are rough. Raise --{name}_share."),
-            (not wanted / 2 < split["share"] < 2 * wanted, f"{name} holds {split['share']:.0%} of the text, "
-             f"not {wanted:.0%}, for its paragraphs are very long or few. Try another --seed."),
-            (known > 0.1, f"{known:.0%} of {name} stands in the training text word for word: the book "
-             "repeats itself, and its figures will flatter the model."),
-            (split["leaked"], f"{split['leaked']} passages of {name} are in the training data: it is a bug.")]
+            (tokens < 2500,
+             f"Only {tokens:,} tokens in {name}: figures on them are rough. Raise --{name}_share."),
+            (not wanted / 2 < share < 2 * wanted, f"{name} holds {share:.0%} of the text, not {wanted:.0%}: "
+             "paragraphs are very long or few. Try another --seed."),
+            (known > 0.1, f"{known:.0%} of {name} is also in the training text, for the book repeats itself: "
+             "figures will flatter the model."),
+            (leaked, f"{leaked} passages of {name} are in the training data: it is a bug.")]
     for name, stage in (("I", stages[1]), ("II", stages[2])):
+        repeated, coverage = stage["repeated_examples"], stage["vocabulary_coverage"]
         checks += [
-            (stage["repeated_examples"], f"Stage {name} found too few examples and repeats "
-             f"{stage['repeated_examples']} of them. Lower --min_stage_share, or widen its percentiles."),
-            (stage["vocabulary_coverage"] < 0.1, f"Stage {name} shows the model only "
-             f"{stage['vocabulary_coverage']:.0%} of the vocabulary. Widen its percentiles.")]
+            (repeated, f"Stage {name} found too few examples and repeats {repeated} of them. "
+             "Lower --min_stage_share, or widen its percentiles."),
+            (coverage < 0.1,
+             f"Stage {name} shows only {coverage:.0%} of the vocabulary. Widen its percentiles.")]
     return [message for so, message in checks if so]
 
 
@@ -587,19 +586,18 @@ def track(phase, items):
     return bars().track(items, description=phase)
 
 
-def folder_of(path, source):
-    """data/<book>/: the path's stem as any file system takes it, numbered where that folder holds another
-    book than `source`."""
+def folder_of(path):
+    """data/<book>/: the path's stem as any file system takes it, numbered where that holds another book."""
     stem = re.sub(r"[\x00-\x1f\ufffd]", "_", writable(path.stem)).strip(". ") or "book"
     if stem == "latest":
-        fail("a book cannot be called latest, for data/latest names the book prepared last: rename it")
+        fail("a book cannot be called latest, as data/latest names the book prepared last: rename it")
     for number in count(1):
         folder = Path("data") / (stem + f"-{number}" * (number > 1))
         try:
             saved = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["settings"]["book"]
         except (OSError, ValueError, LookupError):
             return folder
-        if Path(saved).resolve() == Path(source).resolve():
+        if Path(saved).resolve() == Path(writable(book)).resolve():
             return folder
         print(f"{folder} holds another book, {saved}")
 
@@ -691,16 +689,13 @@ def tiled(pieces, examples, gap):
         if name == "train":
             name = "stage3_train"
             training.append([*chain(*tiles)])
-            for piece in run:
-                piece.stages.add(3)
         streams[name] += tiles
     return streams, training
 
 
 def prepare(settings):
-    path = download(book, begin) if book.startswith(("http://", "https://")) else Path(book)
-    settings["book"], found = writable(book), Found()
-    folder = folder_of(path, settings["book"])
+    path = download(book, begin) if re.match("https?://", book) else Path(book)
+    settings["book"], found, folder = writable(book), Found(), folder_of(path)
     begin("reading and cleaning")
     text, encoded = read_book(path, found, encoding)
     paragraphs = clean(text, found)
@@ -710,22 +705,21 @@ def prepare(settings):
     text, pieces = cut(paragraphs)
     sentences = [piece for piece in pieces if not piece.heading]
     if len(sentences) < FEWEST_SENTENCES:
-        fail(f"{book} is too short: training, validation and test need {FEWEST_SENTENCES} sentences at the "
-             f"least, and it has {len(sentences)}")
+        fail(f"{book} is too short: training, validation and test need {FEWEST_SENTENCES} sentences at least, "
+             f"and it has {len(sentences)}")
     spans = [text[piece.lead:piece.end] for piece in pieces]
     gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
     split(pieces, gpt2_tokens)
     begin("choosing the vocabulary")
     training = [span for piece, span in zip(pieces, spans) if piece.split == "train"]
     tok = Tokenizer(tokenizer, compressed_vocabulary(training) if tokenizer == "gpt2" else
-                    [*book_vocabulary(training, vocab_size - len(SPECIAL) - 1), b"\n\n"])
+                    [*book_vocabulary(training, vocab_size - 4), b"\n\n"])  # and three special ones
     for piece, span in zip(pieces, track("encoding", spans)):
         piece.ids = tok.encode(span)
     spans = [text[piece.start:piece.end] for piece in sentences]
     scores, english = score(spans, sentences, others)
     begin("choosing stages")
-    numbers = [piece.paragraph for piece in sentences]
-    roles = toulmin_roles(spans, numbers) if argument_structure else None
+    roles = toulmin_roles(spans, [piece.paragraph for piece in sentences]) if argument_structure else None
     examples, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
     streams, training = tiled(pieces, examples, tok.encode("\n\n"))
     chosen[3] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if 3 in piece.stages)}
