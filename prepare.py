@@ -152,14 +152,12 @@ def compressed_vocabulary(texts):
     found |= {match[-1] for match in found}
     torn = sorted(match.encode() for match in found if len(gpt2_encoding().encode_ordinary(match)) > 1)
     everything = Tokenizer("gpt2", [*gpt2_ranks(), *torn])
-    counts = Counter(i for text in texts for i in everything.encode(text))
-    wanted, covered = target_coverage * counts.total(), 0
-    kept = {*range(256), *everything.encode("\n\n")}
-    for i in sorted(counts, key=lambda i: (-counts[i], i)):
-        if covered >= wanted or counts[i] < min_count:
-            break
-        kept.add(i)
-        covered += counts[i]
+    ids = [i for text in texts for i in everything.encode(text)]
+    counts = np.bincount(ids)
+    order = np.argsort(-counts, kind="stable")
+    counts = counts[order]
+    wanted = (counts >= min_count) & (np.cumsum(counts) - counts < target_coverage * len(ids))
+    kept = {*range(256), *everything.encode("\n\n"), *order[wanted]}
     return [everything.tokens[i] for i in sorted(kept)]
 
 
@@ -180,8 +178,8 @@ def book_vocabulary(texts, size):
 
 @dataclass
 class Piece:
-    """A sentence or heading, start:end in the book; span: it and the white space before, whose tokens are
-    ids, so that a paragraph's pieces have its tokens."""
+    """A sentence or heading, text[start:end]; span: with the white space before it, and so are its ids: a
+    paragraph's pieces have the paragraph's tokens."""
     span: str
     start: int
     end: int
@@ -217,8 +215,8 @@ def heldout_shares(tokens):
 
 
 def split(pieces, tokens):
-    """Set each piece's split and run. The book is cut into zones, in turn for val and test; in each a block
-    of paragraphs (if few, of sentences) at a random place is held out."""
+    """Set each piece's split, stages and run. Of zones of the book, in turn for val and test, a block of
+    paragraphs (of few: sentences) at a random place is held out."""
     units = grouped(pieces, "paragraph")
     if len(units) < 40:
         units = [[piece] for piece in pieces]
@@ -402,13 +400,13 @@ def score(spans, sentences, reference_words):
 # ---- stages ----
 
 def windows(pieces, gap):
-    """A run of pieces -> windows of at most block_size tokens that tile it: whole paragraphs, or if need be
-    cut at sentence ends, or anywhere. gap: the ids of a blank line."""
+    """A run of pieces -> windows of at most block_size tokens that tile it, cut between paragraphs, or if
+    need be sentences, or anywhere. gap: the ids of a blank line."""
     result = [[]]
-    paragraphs = [[piece.ids for piece in group] for group in grouped(pieces, "paragraph")]
-    for parts in paragraphs[:-1]:
-        parts[-1] = parts[-1] + gap
-    for parts in paragraphs:
+    for paragraph in grouped(pieces, "paragraph"):
+        parts = [piece.ids for piece in paragraph]
+        if paragraph[-1] is not pieces[-1]:
+            parts[-1] = parts[-1] + gap
         if sum(map(len, parts)) <= block_size:
             parts = [sum(parts, [])]
         else:
@@ -422,8 +420,8 @@ def windows(pieces, gap):
 
 
 def linked_pairs(sentences, roles):
-    """Candidates for stage II, the best kind first: pairs (i, j) of training sentences in one run; between
-    evidence and claim may be one more."""
+    """Candidates for stage II, the best kind first: pairs (i, j) of training sentences in a run; evidence and
+    claim may have one between them."""
     pairs = [(i, i + step) for step in (2, 1) for i, (a, b) in enumerate(zip(sentences, sentences[step:]))
              if a.split == "train" and a.run == b.run]
     together = [(i, j) for i, j in pairs if sentences[i].paragraph == sentences[j].paragraph]
@@ -435,8 +433,8 @@ def linked_pairs(sentences, roles):
 
 
 def choose_stages(sentences, scores, roles, separator):
-    """({stream: its examples}, {stage: how they were chosen}) of stages I and II. A sentence over block_size
-    loses its end, a pair keeps what is next to the [SEP]."""
+    """({stream: its examples}, {stage: how they were chosen}) of stages I and II. Over block_size, a sentence
+    loses its end, a pair what is far from the [SEP]."""
     train = np.array([piece.split == "train" for piece in sentences])
     complexity, words = scores["syntactic_complexity"], scores["words"]
     needed = max(1, math.ceil(min_stage_share * train.sum()))
@@ -472,7 +470,7 @@ def choose_stages(sentences, scores, roles, separator):
     for stage, limit, fine, select in (
             (1, stage1_complexity, words <= stage1_max_words, simple_and_typical),
             (2, stage2_complexity, (scores["clauses"] > 0) | (words > 3), linked)):  # Alas! makes no pair
-        for step in range(21):  # until there are enough, or one where they moved too far
+        for step in range(21):  # until there are enough, or some at the last relaxation
             shift = step / 20
             most = percentile(complexity, limit + shift)
             fits = train & (complexity <= most)
@@ -500,12 +498,12 @@ def fingerprints(examples, n=8):
 
 
 def describe(streams, training_text, sentences, chosen, tok):
-    """(counts of every split, of every stage); leaked: what is held out and in a training stream, but not in
-    the training text. training_text: its runs, as lists of ids."""
+    """Counts of every split and stage; leaked: what is held out and in a training stream, but not in the
+    training text. training_text: its runs, as lists of ids."""
     known, used = fingerprints(training_text), set().union(*training_text)
-    trained = [streams[f"stage{stage}_train"] for stage in (1, 2, 3)]
+    *trained, val, test = streams.values()
     foreign = np.setdiff1d(fingerprints(chain(*trained)), known)
-    texts = {"train": trained[2], "val": streams["val"], "test": streams["test"]}
+    texts = {"train": trained[-1], "val": val, "test": test}
     total = sum(map(len, chain(*texts.values())))
 
     def size(examples):
@@ -520,13 +518,13 @@ def describe(streams, training_text, sentences, chosen, tok):
                   "bytes": len(tok.decode_bytes(chain(*examples)))}
         if name != "train":
             found = fingerprints(examples)
-            again = float(np.isin(found, known).sum() / max(1, len(found)))
-            split |= {"also_in_training_text": round(again, 4), "leaked": int(np.isin(found, foreign).sum())}
-    stages = {stage: size(examples) | chosen[stage] | {
+            again = len(np.intersect1d(found, known)) / max(1, len(found))
+            split |= {"also_in_training_text": round(again, 4),
+                      "leaked": len(np.intersect1d(found, foreign))}
+    return {"splits": splits, "stages": {stage: size(examples) | chosen[stage] | {
         "sentences": sum(stage in piece.stages for piece in sentences),
         "vocabulary_coverage": round(len(used.intersection(chain(*examples))) / len(used), 4)}
-        for stage, examples in enumerate(trained, 1)}
-    return splits, stages
+        for stage, examples in enumerate(trained, 1)}}
 
 
 def advice(statistics):
@@ -539,8 +537,8 @@ def advice(statistics):
         ("but" in statistics["encoding"],
          f"The file is {statistics['encoding']}: look for wrong characters in text.txt."),
         (removed > 0.1, f"{removed:.0%} of the file was left out as not the author's: look at text.txt."),
-        (tokens < 20_000, f"Only {tokens:,} tokens to train on: a model will soon recite them. Use a "
-         "longer book (60,000 words are comfortable), or a small model, dropout and few epochs."),
+        (tokens < 20_000, f"Only {tokens:,} tokens to train on will soon be recited: use a longer "
+         "book (60,000 words are comfortable), or a small model, dropout and few epochs."),
         (not statistics["english"], "The book seems not to be English: it gets no grade and no chunk depth."),
         (tokenizer == "gpt2" and bytes_per_token < 2.5, "GPT-2's vocabulary fits this book badly "
          f"({bytes_per_token:.1f} bytes a token). Try --tokenizer=book."),
@@ -560,7 +558,7 @@ def advice(statistics):
     for name, stage in (("I", stages[1]), ("II", stages[2])):
         repeated, coverage = stage["repeated_examples"], stage["vocabulary_coverage"]
         checks += [
-            (repeated, f"Stage {name} found too few examples and repeats {repeated} of them. "
+            (repeated, f"Stage {name} repeats {repeated} examples, for lack of more. "
              "Lower --min_stage_share, or widen its percentiles."),
             (coverage < 0.1,
              f"Stage {name} shows only {coverage:.0%} of the vocabulary. Widen its percentiles.")]
@@ -610,7 +608,7 @@ def writable(name):
 
 
 def save(folder, streams, texts):
-    """Write every file of data/<book>/ aside: earlier data stays whole until all is there."""
+    """Write data/<book>/ aside: earlier data stays whole until all is there."""
     target = folder.resolve()  # a link stays one
     part, old = (target.parent / f".{target.name}.{word}" for word in ("part", "old"))
 
@@ -682,18 +680,6 @@ def show(spans, difficulty, streams, tok):
             print("  " + " ".join(tok.decode(streams[stage][k]).split()))
 
 
-def tiled(pieces, examples, gap):
-    """(the five streams: {name: its examples}, the runs of training text), all as lists of ids."""
-    streams, training = examples | {"stage3_train": [], "val": [], "test": []}, []
-    for run in grouped(pieces, "run"):
-        name, tiles = run[0].split, windows(run, gap)
-        if name == "train":
-            name = "stage3_train"
-            training.append([*chain(*tiles)])
-        streams[name] += tiles
-    return streams, training
-
-
 def prepare(settings):
     path = download(book, begin) if re.match("https?://", book) else Path(book)
     settings["book"], found, folder = writable(book), Found(), folder_of(path)
@@ -719,18 +705,20 @@ def prepare(settings):
     scores, english = score(spans, sentences, others)
     begin("choosing stages")
     roles = toulmin_roles(spans, [piece.paragraph for piece in sentences]) if argument_structure else None
-    examples, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
-    streams, training = tiled(pieces, examples, tok.encode("\n\n"))
+    streams, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
     chosen[3] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if 3 in piece.stages)}
+    tiles = [(run[0].split, windows(run, tok.encode("\n\n"))) for run in grouped(pieces, "run")]
+    for name, held in (("stage3_train", "train"), ("val", "val"), ("test", "test")):
+        streams[name] = [window for where, run in tiles if where == held for window in run]
     begin("checking and writing")
-    splits, stages = describe(streams, training, sentences, chosen, tok)
+    training = [[*chain(*run)] for where, run in tiles if where == "train"]
     size, tokens = len(text.encode()), sum(len(piece.ids) for piece in pieces)
     statistics = {
         "book": folder.name, "title": title or found.title or folder.name, "encoding": encoded,
         "english": english, "characters": len(text), "bytes": size, "removed": dict(found.removed),
         "words": int(scores["words"].sum()), "paragraphs": len(paragraphs),
         "headings": len(pieces) - len(sentences), "sentences": len(sentences),
-        "splits": splits, "stages": stages, "vocabulary": {
+        **describe(streams, training, sentences, chosen, tok), "vocabulary": {
             "kind": tok.kind, "size": tok.vocab_size, "bytes_per_token": round(size / tokens, 3),
             "extra_tokens": round(tokens / gpt2_tokens - 1, 4),
             "parameters_saved": (GPT2_SIZE - tok.vocab_size) * n_embd}, "settings": settings}
