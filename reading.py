@@ -1,10 +1,8 @@
-"""A book's file becomes clean text: paragraphs, and which of them are headings. prepare.py's first half.
+"""prepare.py's first half: a book's file becomes clean text, paragraphs and headings.
 
-    download          an https:// address -> a file, once
-    read_book         a file -> text; by decode (which encoding), read_epub, markup_text (HTML, FictionBook)
-    clean             text -> [(paragraph, is it a heading)], hard-wrapped lines joined, verse and lists as
-                      they are; without licence, notes, page numbers and contents: Found.removed counts them
-    sentence_starts   where each paragraph's sentences begin
+download: an https:// address -> a file -> read_book: its text, by decode, read_epub or markup_text (HTML,
+FictionBook) -> clean: hard-wrapped lines joined, verse and lists left as they are; licences, notes, page
+numbers and contents taken out and counted in Found.removed -> sentence_starts.
 
 Markup says what is what; in plain text the look of lines and the rest of the book do. What is in doubt stays.
 """
@@ -25,20 +23,20 @@ from urllib.parse import unquote, urlsplit
 from configurator import fail
 
 MAX_BYTES = 64 * 2**20          # of a book, downloaded or unpacked
-LONGEST_SENTENCE = 2000         # characters; what runs on without a full stop is cut at a space before this
+LONGEST_SENTENCE = 2000         # characters; longer ones are cut at a space
 
 
 # ---- reading ----
 
 @dataclass
 class Found:
-    """What is learnt beside the text; removed: characters left out, by kind."""
+    """What is learnt beside the text; removed: {kind: characters left out}."""
     title: str = ""
     warnings: list = field(default_factory=list)
     removed: Counter = field(default_factory=Counter)
 
 
-MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"     # noncharacters: of markup; before a heading; before kept spaces
+MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"     # begin text from markup, a heading, lines with their spaces
 FOREIGN = {b"%PDF-": "PDF", b"{\\rtf": "RTF", b"\xd0\xcf\x11\xe0\xa1": "DOC", b"BOOKM": "MOBI"}
 TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|"
                     r"div|span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
@@ -46,15 +44,13 @@ TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title
 
 def read_book(path, found=None, encoding=""):
     """Path of a book -> (text, name of its encoding), or fail()."""
-    found = found or Found()
+    found, path = found or Found(), Path(path)
     try:
-        if not Path(path).is_file():
-            wrong = "is not a file" if Path(path).exists() else "does not exist"
-            raise ValueError(f"{wrong}: name the book itself, as in python prepare.py book.txt")
-        with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
+        if not path.is_file():
+            raise ValueError("does not exist or is no file: name the book, as in python prepare.py book.txt")
+        if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
+        raw = path.read_bytes()
         if raw.startswith(b"PK\x03\x04"):
             text, name = read_epub(path, raw, found, encoding), "epub"
         else:
@@ -77,17 +73,17 @@ def decode(raw, found, encoding=""):
     import chardet
     if kind := FOREIGN.get(raw[:5]) or FOREIGN.get(raw[60:65]):
         raise ValueError(f"is {kind}: convert it to .txt, .html or .epub first")
-    wide = b"\0" in raw or raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    lines = [raw] if wide else raw.split(b"\n")
+    wide = b"\0" in raw or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    lines = [] if encoding else [raw] if wide else raw.split(b"\n")
     strange = [line for line in lines if line.decode("utf-8", "ignore").encode() != line]
     telling = b"\n".join([*filter(bytes.isascii, lines[:200]), *strange])
     declared = re.search(rb"(?m)^Character set encoding: *(?!utf)([\w -]*\d)", telling, re.I)
     guesses = chardet.detect_all(telling, max_bytes=10**6)
-    near = 0.95 * (guesses[0]["confidence"] or 0)  # Windows-1252 goes before what is hardly likelier
+    near = 0.95 * guesses[0]["confidence"]  # Windows-1252 goes before what is hardly likelier
     guesses.sort(key=lambda guess: guess["encoding"] != "Windows-1252" or guess["confidence"] < near)
     name = encoding or guesses[0]["encoding"] or ""
     with contextlib.suppress(LookupError, TypeError):
-        name = encoding or codecs.lookup(declared[1].decode()).name
+        name = codecs.lookup(declared[1].decode()).name
     if not name:
         raise ValueError("is not text: the book must be .txt, .html, .epub or .fb2")
     if not encoding and not strange and not re.match("ISO-2022|HZ|UTF-7", name):  # which look like ASCII
@@ -95,7 +91,7 @@ def decode(raw, found, encoding=""):
     if re.fullmatch("iso-?8859-1|ascii", name, re.I):  # as browsers do
         name = "Windows-1252"
     # a few lines may be UTF-8 by accident, a tenth as many as the others are so on purpose
-    mixed = not encoding and 10 * sum(not line.isascii() for line in lines) > 11 * len(strange)
+    mixed = 10 * sum(not line.isascii() for line in lines) > 11 * len(strange)
     odd = set(strange)
     try:
         text = ("\n".join(line.decode(name if line in odd else "utf-8") for line in lines) if mixed
@@ -104,11 +100,12 @@ def decode(raw, found, encoding=""):
         raise ValueError(f"is damaged at byte {error.start}, if it is {name}: name its --encoding") from None
     except LookupError as error:
         raise ValueError(f"cannot be read: {error}") from None
-    if not encoding and not declared and guesses[0]["confidence"] < 0.9:
-        others = (guess["encoding"] for guess in guesses[1:])
-        if other := next((x for x in others if raw.decode(x, "replace") != text), ""):
-            found.warnings.append(f"The file does not say its encoding and was read as {name}; next is "
-                                  f"{other}. Look at text.txt; --encoding=NAME decides.")
+    if not declared and guesses[0]["confidence"] < 0.9:
+        for other in (guess["encoding"] for guess in guesses[1:]):
+            if raw.decode(other, "replace") != text:
+                found.warnings.append(f"The file does not say its encoding and was read as {name}; next is "
+                                      f"{other}. Look at text.txt; --encoding=NAME decides.")
+                break
     name = name.upper() if name.startswith("utf") else name
     return text, f"UTF-8, but {len(strange)} lines in {name}" if mixed else name
 
@@ -126,22 +123,20 @@ def read_epub(path, raw, found, encoding):
         where = place(href)
         if where.startswith(("/", "..")):
             fail(f"{path} is not a sound epub: it points outside its archive, to {href}")
-        with archive.open(names[where]) as file:
-            content = file.read(room + 1)
-        room -= len(content)
+        room -= members[where].file_size
         if room < 0:
             fail(f"{path} unpacks to more than {MAX_BYTES >> 20} MB: it is too large, or a zip bomb")
-        return content
+        return archive.read(members[where])
 
     def tree(name):
         return etree.fromstring(member(name), etree.XMLParser(recover=True, resolve_entities=False))
 
     try:
         archive = zipfile.ZipFile(io.BytesIO(raw))
-        names = {place(name): name for name in archive.namelist()}
+        members = {place(info.filename): info for info in archive.infolist()}
         package = tree("META-INF/container.xml").find(".//{*}rootfile").get("full-path")
         root, folder = tree(package), posixpath.dirname(package)
-        found.title = " ".join(root.findtext(".//{http://purl.org/dc/elements/1.1/}title", "").split())
+        found.title = " ".join(root.findtext(".//{*}title", "").split())
         items = {item.get("id"): item for item in root.iterfind(".//{*}item")}
         guide = {entry.get("href"): entry.get("type") for entry in root.iterfind(".//{*}reference")}
         for entry in root.iterfind(".//{*}itemref"):
@@ -222,10 +217,10 @@ def markup_text(markup, found, label=""):
         parser = etree.XMLParser(recover=True, resolve_entities=False, **options)
     else:  # maybe several pages, and XHTML's <a/>, which opens in HTML
         parser = html.HTMLParser(**options)
-        markup = re.sub(r"(?i)<!doctype[^>]*>|</?html\b[^>]*>", "", markup)
-        markup = re.sub(r"(?i)(</?)body\b", r"\1div", markup)
-        empty = r"(?i)<(?!(?:br|hr|img|col|link|meta|input|wbr)\b)([a-z]\w*)\b([^<>]*)/>"
-        markup = re.sub(empty, r"<\1\2></\1>", markup)
+        for pattern, instead in (
+                (r"<!doctype[^>]*>|</?html\b[^>]*>", ""), (r"(</?)body\b", r"\1div"),
+                (r"<(?!(?:br|hr|img|col|link|meta|input|wbr)\b)([a-z]\w*)\b([^<>]*)/>", r"<\1\2></\1>")):
+            markup = re.sub(pattern, instead, markup, flags=re.I)
     root = etree.fromstring(re.sub(r"<\?.*?>|\0", "", markup).encode("utf-8", "replace") or b"<p/>", parser)
     nodes = [] if root is None else list(root.iter())
     for node in nodes:
@@ -279,8 +274,8 @@ def download(url, begin):
         return path
     try:
         with urlopen(Request(url, headers={"User-Agent": "prepare.py"}), timeout=30) as response:
-            size = int(response.headers.get("Content-Length") or 0)
-            advance = begin("downloading", size or None)
+            size = response.length or 0
+            advance = begin("downloading", response.length)
             while max(size, len(content)) <= MAX_BYTES and (block := response.read(2**16)):
                 content += block
                 advance(len(block))
@@ -321,11 +316,11 @@ EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020
 HYPHEN = re.compile(r"\b([^\W\d_]+)-\n\s*([^\W\d_]+)\b(?!-)")
 BEGIN = (r"[^\w\n]*START OF TH(?:E|IS) PROJECT GUTENBERG(?:(?:[^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n|"
          r"[^\w\n]*END[* ]*THE SMALL PRINT.*\n")
-FINISH = r"[^\w\n]*(?:the )?(?:end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
+FINISH = r"[^\w\n]*(the )?(end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
 LICENCE = re.compile(r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL LICENSE).*")
-CREDITS = re.compile(r"\s*(?:^[^\w\n]*(?:Produced by|E-?text prepared|This e-?(?:text|book) was|Transcribed|"
+CREDITS = re.compile(r"\s*(^[^\w\n]*(Produced by|E-?text prepared|This e-?(text|book) was|Transcribed|"
                      r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
-                     r"Note: (?:Project|Images|There)|http).*(?:\n.+){0,12}\s*){1,6}", re.I | re.M)
+                     r"Note: (Project|Images|There)|http).*(\n.+){0,12}\s*){1,6}", re.I | re.M)
 BRACKETED = re.compile(r"\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|"
                        r"footnote|sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|"
                        r"nota d)\b", re.I)
@@ -350,17 +345,17 @@ def clean(text, found=None):
     if dense and (not wrapped or len(ends) > 20 and _share(ends) > 0.8):
         lines, wrapped = [part for line in lines for part in (line, "")], False  # a line is a paragraph
     blocks, gap = [], 9  # each with the number of blank lines before it
-    for blank, block in groupby(lines, key=lambda line: not line.strip()):
-        if blank:
-            gap = len(list(block)) + 9 * (not blocks)
+    for filled, block in groupby(lines, bool):
+        if filled:
+            blocks.append((gap, [*block]))
         else:
-            blocks.append((gap, list(block)))
+            gap = len([*block]) + 9 * (not blocks)
     usual = 99 if marked or not blocks else Counter(gap for gap, _ in blocks).most_common(1)[0][0]
     if wrapped:
         blocks = [part for gap, block in blocks for part in _unmarked_paragraphs(gap, block, width)]
     words, ends = Counter(re.findall(r"\w+(?:-\w+)*", text)), HYPHEN.findall(text)
     # a printer broke words at line ends if they are found unbroken elsewhere
-    broken = sum(words[a + b] > 0 for a, b in ends) > sum(words[f"{a}-{b}"] > 0 for a, b in ends)
+    broken = sum(a + b in words for a, b in ends) > sum(f"{a}-{b}" in words for a, b in ends)
     believed = sum(block[0].startswith(HEAD) for _, block in blocks) > 2  # the markup's headings
     paragraphs, heading = [], False
     for gap, block in _without_contents(blocks, found):
