@@ -123,17 +123,18 @@ def read_epub(path, raw, found, encoding):
         where = place(href)
         if where.startswith(("/", "..")):
             fail(f"{path} is not a sound epub: it points outside its archive, to {href}")
-        room -= members[where].file_size
+        content = archive.open(names[where]).read(room + 1)
+        room -= len(content)
         if room < 0:
             fail(f"{path} unpacks to more than {MAX_BYTES >> 20} MB: it is too large, or a zip bomb")
-        return archive.read(members[where])
+        return content
 
     def tree(name):
         return etree.fromstring(member(name), etree.XMLParser(recover=True, resolve_entities=False))
 
     try:
         archive = zipfile.ZipFile(io.BytesIO(raw))
-        members = {place(info.filename): info for info in archive.infolist()}
+        names = {place(name): name for name in archive.namelist()}
         package = tree("META-INF/container.xml").find(".//{*}rootfile").get("full-path")
         root, folder = tree(package), posixpath.dirname(package)
         found.title = " ".join(root.findtext(".//{*}title", "").split())
@@ -190,7 +191,6 @@ def _text(node):
 
 def _not_the_authors(node):
     """The kind of what an editor or a publisher put in, or ""."""
-    label = " ".join(node.get(name, "") for name in ("class", "id", "epub:type", "role", "name", "type"))
     tag, text = node.tag, _text(node).strip()
     if tag in ("rt", "rp"):
         return "marks"
@@ -204,6 +204,7 @@ def _not_the_authors(node):
         linked = sum(len(_text(a).strip()) for a in links) / max(1, len(text))
         if linked > 0.9 if tag in ("p", "li") else linked > 0.5 and len(links) > 2:
             return "contents"
+    label = " ".join(node.get(name, "") for name in ("class", "id", "epub:type", "role", "name", "type"))
     return "" if tag in HEADINGS else _labelled(label, len(text))
 
 
@@ -222,7 +223,9 @@ def markup_text(markup, found, label=""):
                 (r"<(?!(?:br|hr|img|col|link|meta|input|wbr)\b)([a-z]\w*)\b([^<>]*)/>", r"<\1\2></\1>")):
             markup = re.sub(pattern, instead, markup, flags=re.I)
     root = etree.fromstring(re.sub(r"<\?.*?>|\0", "", markup).encode("utf-8", "replace") or b"<p/>", parser)
-    nodes = [] if root is None else list(root.iter())
+    if root is None:  # nothing but comments
+        return MARKED
+    nodes = list(root.iter())
     for node in nodes:
         node.tag = etree.QName(node).localname.lower()
         if node.tag in ("title", "book-title"):
@@ -318,7 +321,7 @@ BEGIN = (r"[^\w\n]*START OF TH(?:E|IS) PROJECT GUTENBERG(?:(?:[^*\n]+\n){1,4}?[^
          r"[^\w\n]*END[* ]*THE SMALL PRINT.*\n")
 FINISH = r"[^\w\n]*(the )?(end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
 LICENCE = re.compile(r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL LICENSE).*")
-CREDITS = re.compile(r"\s*(^[^\w\n]*(Produced by|E-?text prepared|This e-?(text|book) was|Transcribed|"
+CREDITS = re.compile(r"\A\s*(^[^\w\n]*(Produced by|E-?text prepared|This e-?(text|book) was|Transcribed|"
                      r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
                      r"Note: (Project|Images|There)|http).*(\n.+){0,12}\s*){1,6}", re.I | re.M)
 BRACKETED = re.compile(r"\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|"
@@ -359,14 +362,15 @@ def clean(text, found=None):
     believed = sum(block[0].startswith(HEAD) for _, block in blocks) > 2  # the markup's headings
     paragraphs, heading = [], False
     for gap, block in _without_contents(blocks, found):
+        first = block[0][0]
+        paragraph = "\n".join(line if first == KEPT else " ".join(line.split()) for line in block)
         if wrapped and not _in_lines(block, width):
-            paragraph = _reflow(block, words, broken)
-        else:
-            paragraph = "\n".join(line if block[0][0] == KEPT else " ".join(line.split()) for line in block)
+            paragraph = _reflow(paragraph, words, broken)
         paragraph = re.sub(r"(?<!\w)_(?=[^\s_])|(?<=[^\s_])_(?!\w)", "", paragraph).strip(HEAD + KEPT + "\n")
-        heading = block[0][0] == HEAD or (not re.search(r"\w", paragraph) if believed
-                                          else _is_heading(paragraph, gap > usual, heading))
-        paragraphs += [(paragraph, heading)] if paragraph else []
+        heading = first == HEAD or (not re.search(r"\w", paragraph) if believed
+                                    else _is_heading(paragraph, gap > usual, heading))
+        if paragraph:
+            paragraphs.append((paragraph, heading))
     found.removed = +found.removed  # what was none does not count
     return paragraphs
 
@@ -398,11 +402,9 @@ def _without_gutenberg(text, found):
             position, inside = mark.end(), True
     rest = text[position:]
     books.append(rest if inside else after_licence(rest))
-    for number, part in enumerate(books):
-        if credit := CREDITS.match(part):
-            found.removed["header"] += credit.end()
-            books[number] = part[credit.end():]
-    return "\n\n\n".join(books)
+    bare = [CREDITS.sub("", book) for book in books]
+    found.removed["header"] += sum(map(len, books)) - sum(map(len, bare))
+    return "\n\n\n".join(bare)
 
 
 def _without_notes(text, found):
@@ -468,7 +470,7 @@ def _share(tests):
     return sum(results) / max(1, len(results))
 
 
-def _reflow(block, words, broken):
+def _reflow(paragraph, words, broken):
     """Lines joined. A hyphen at an end stays unless the book writes the word without, or breaks words."""
     def joined(match):
         whole, hyphened = match[1] + match[2], f"{match[1]}-{match[2]}"
@@ -476,8 +478,8 @@ def _reflow(block, words, broken):
             return f"{match[1]}- {match[2]}"  # as in Korn- und Mehlsäcke
         return whole if words[whole] > words[hyphened] - (broken and not words[hyphened]) else hyphened
 
-    paragraph = HYPHEN.sub(joined, "\n".join(" ".join(line.split()) for line in block))
-    paragraph = re.sub(rf"(?<=[{EAST}])\n(?=[{EAST}“‘—…])|(?<=[”’—…])\n(?=[{EAST}])", "", paragraph)
+    paragraph = re.sub(rf"(?<=[{EAST}])\n(?=[{EAST}“‘—…])|(?<=[”’—…])\n(?=[{EAST}])", "",
+                       HYPHEN.sub(joined, paragraph))
     return paragraph.replace("\n", " ")
 
 
