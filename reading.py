@@ -163,8 +163,8 @@ def read_epub(path, raw, found, encoding):
 HEADINGS = "h1 h2 h3 h4 h5 h6 subtitle".split()
 BLOCKS = ("address article aside blockquote body caption center cite dd div dl dt empty-line epigraph "
           "figcaption figure footer form header hr li main ol p poem pre section stanza table text-author ul")
-EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"}
-EDGES |= dict.fromkeys(BLOCKS.split() + HEADINGS, "\n\n")
+EDGES = {"br": ("", "\n"), "tr": ("\n", ""), "v": ("\n", ""), "td": ("\t", ""), "th": ("\t", "")}
+EDGES |= dict.fromkeys(BLOCKS.split() + HEADINGS, ("\n\n", "\n\n"))
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
 NOT_THE_AUTHORS = {     # kind: (words of class, id, role ... that mark it, characters at most)
     "marks": ("page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|(fn|footnote)-?ref|back-?(link|ref)", 25),
@@ -209,8 +209,8 @@ def _not_the_authors(node):
 
 
 def markup_text(markup, found, label=""):
-    """HTML, XHTML or FictionBook -> MARKED and its text: blank lines between blocks, HEAD before a heading,
-    KEPT before what is preformatted; no text where the label is of what is not the author's."""
+    """HTML, XHTML or FictionBook -> MARKED and its text: blank lines between blocks, HEAD before headings,
+    KEPT before preformatted text; nothing if the label is of what is not the author's."""
     from lxml import etree, html
     fiction = "<FictionBook" in markup[:5000]
     options = {"remove_comments": True, "remove_pis": True, "huge_tree": True, "encoding": "utf-8"}
@@ -251,11 +251,11 @@ def _laid_out(root):
         return text  # plain text in an HTML file
     kept = {node for pre in preformatted for node in pre.iterdescendants()}
     for node in root.iter():
-        edge, text, tail = EDGES.get(node.tag, ""), node.text or "", node.tail or ""
+        text, tail = node.text or "", node.tail or ""
         if node not in kept:
             text, tail = text if node.tag == "pre" else re.sub(r"\s+", " ", text), re.sub(r"\s+", " ", tail)
-        node.text = edge * (node.tag != "br") + text
-        node.tail = edge * (len(edge) > 1 or node.tag == "br") + tail
+        before, after = EDGES.get(node.tag, ("", ""))
+        node.text, node.tail = before + text, after + tail
     for node in list(root.iter("pre", *HEADINGS)):
         text = _text(node)
         del node[:]
@@ -267,7 +267,7 @@ def _laid_out(root):
 
 
 def download(url, begin):
-    """Fetch a book to data/, once. begin(phase, total) -> advance(steps)"""
+    """Fetch a book to data/, once -> its path. begin(phase, total) -> advance(steps)"""
     from http.client import HTTPException
     from urllib.request import Request, urlopen
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
@@ -279,11 +279,11 @@ def download(url, begin):
         with urlopen(Request(url, headers={"User-Agent": "prepare.py"}), timeout=30) as response:
             size = response.length or 0
             advance = begin("downloading", response.length)
-            while max(size, len(content)) <= MAX_BYTES and (block := response.read(2**16)):
+            while block := response.read(2**16):
                 content += block
                 advance(len(block))
-        if max(size, len(content)) > MAX_BYTES:
-            fail(f"{url} is larger than {MAX_BYTES >> 20} MB: this is no book")
+                if max(size, len(content)) > MAX_BYTES:
+                    fail(f"{url} is larger than {MAX_BYTES >> 20} MB: this is no book")
         if len(content) < size:
             fail(f"{url} broke off after {len(content)} of {size} bytes: try again")
         path.parent.mkdir(exist_ok=True)
@@ -341,7 +341,7 @@ def clean(text, found=None):
     text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
     lengths = sorted(map(len, lines))
-    width = lengths[bisect_left(list(accumulate(lengths)), sum(lengths) / 2)]  # half of the text is in longer
+    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # half of the text is in longer
     ends = [SENTENCE_END.search(line) for line in lines if line]
     wrapped = width <= 120 and not marked
     dense = lines.count("") < len(lines) / 10 and not marked
@@ -379,7 +379,9 @@ def _without_gutenberg(text, found):
     """Without Project Gutenberg's headers and licences."""
     books, position, inside = [], 0, True  # inside a book, or in the licence after one
 
-    def after_licence(part):
+    def without_licence(part):
+        if inside:
+            return part
         match = LICENCE.match(part)
         size = match.end() if match else len(part) if len(part) < 30_000 else max(0, part.find("\n\n"))
         found.removed["licence"] += size
@@ -393,15 +395,14 @@ def _without_gutenberg(text, found):
             position, inside = mark.start(), False
         elif mark[1] and ("SMALL" not in mark[1].upper()
                           or inside and (opening or 2 * len(before) < len(text))):  # not after the book
-            header = before if inside else after_licence(before)
+            header = without_licence(before)
             if said := re.search(r"^[^\w\n]*Title: *(.+(?:\n +\S.*)*)", header, re.M):
                 found.title = " ".join(said[1].split())
             book = header if len(header) >= 30_000 else ""  # no header is as large
             found.removed["header"] += len(mark[0]) + len(header) - len(book)
             books.append(book)
             position, inside = mark.end(), True
-    rest = text[position:]
-    books.append(rest if inside else after_licence(rest))
+    books.append(without_licence(text[position:]))
     bare = [CREDITS.sub("", book) for book in books]
     found.removed["header"] += sum(map(len, books)) - sum(map(len, bare))
     return "\n\n\n".join(bare)
@@ -421,8 +422,7 @@ def _without_notes(text, found):
         position = end if end > 0 else opening.end()
         found.removed[kind] += position - start
     text = "".join(parts) + text[position:]
-    notes = set(re.findall(r"^ *\[(\w{1,3}|\*+)\] ", text, re.M))
-    notes &= set(re.findall(r"\S\[(\w{1,3}|\*+)\]", text))
+    notes = {*re.findall(r"^ *\[(\w{1,3}|\*+)\] ", text, re.M)} & {*re.findall(r"\S\[(\w{1,3}|\*+)\]", text)}
     for kind, pattern in (("marks", r" ?(?:\[(?:Pg|Page|p\.|S\.|Seite) ?\d+\]|\{\d{1,4}\})()"),
                           ("notes", r"^ *\[(\w{1,3}|\*+)\] .{0,2000}(?:\n.*\S.*){0,40}"),
                           ("notes", r"(?<=\S)\[(\w{1,3}|\*+)\]")):
@@ -445,8 +445,8 @@ def _unmarked_paragraphs(gap, block, width):
 
 
 def _in_lines(block, width):
-    """Whether line breaks are the author's, not a hard wrap at about `width`: lines are short, begin with
-    capitals (in scripts without: end in stops), and break where the next word had room."""
+    """Whether lines are the author's, not wrapped at about `width`: short, with capitals at the beginning (in
+    scripts without: stops at the end), and broken where the next word had room."""
     if len(block) < 2 or any(re.search(r"\w-$", line) for line in block):
         return False
     if _share(map(LIST_ITEM.match, block)) > 0.5:
@@ -465,8 +465,8 @@ def _in_lines(block, width):
 
 
 def _share(tests):
-    """What part of the tests' results are true, in [0, 1]."""
-    results = list(map(bool, tests))
+    """The share of true results, in [0, 1]."""
+    results = [*map(bool, tests)]
     return sum(results) / max(1, len(results))
 
 
@@ -484,8 +484,8 @@ def _reflow(paragraph, words, broken):
 
 
 def _is_heading(paragraph, set_off, after_heading):
-    """A short line named or numbered as a heading, in capitals, set off by more than the usual blank lines,
-    or after another; or an ornament such as * * *."""
+    """A short line named or numbered as a heading, in capitals, set off by unusually many blank lines, or
+    after another; or an ornament such as * * *."""
     if not re.search(r"\w", paragraph):
         return True
     if len(paragraph) > 80 or paragraph.count("\n") > 1 or SPEECH.match(paragraph) and not set_off:
@@ -497,8 +497,8 @@ def _is_heading(paragraph, set_off, after_heading):
 
 
 def _without_contents(blocks, found):
-    """Without transcriber's notes and contents, whose entries end in a page number or stand alone once more
-    in the book; after the word Contents they need only look alike."""
+    """Without transcriber's notes and contents, whose entries end in page numbers or stand alone elsewhere in
+    the book; after the word Contents they need only look alike."""
     def plain(line):
         return " ".join(re.findall(r"\w+", PAGE_NUMBER.sub("", line).casefold())) or line
 
@@ -532,12 +532,10 @@ def _without_contents(blocks, found):
 # ---- sentences ----
 
 def sentence_starts(paragraphs):
-    """clean()'s list -> for each paragraph the offsets at which sentences, with the white space before them,
-    begin: Punkt's (Kiss and Strunk 2006), learnt from the book, and those after ONLY_STOPS."""
-    from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
-    trainer = PunktTrainer()
-    trainer.train("\n".join(p for p, heading in paragraphs if not heading), finalize=True)
-    punkt = PunktSentenceTokenizer(trainer.get_params())
+    """clean()'s list -> where each paragraph's sentences, with the white space before them, begin: Punkt's
+    (Kiss and Strunk 2006), learnt from the book, and those after ONLY_STOPS."""
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+    punkt = PunktSentenceTokenizer("\n".join(paragraph for paragraph, heading in paragraphs if not heading))
     return [[0] if heading else _starts(paragraph, punkt) for paragraph, heading in paragraphs]
 
 
@@ -549,7 +547,7 @@ def _starts(paragraph, punkt):
             # Punkt ends one at every ? and !, also in “Who?” he said; and a quote alone is no sentence
             sentence = paragraph[a:b].lstrip()
             if 0 < a < b and re.search(r"\w", sentence) and not (
-                    sentence[0].islower() or TITLE.search(paragraph, max(0, a - 12), a)):
+                    sentence[0].islower() or TITLE.search(paragraph, a - 12, a)):
                 starts.append(len(paragraph[:a].rstrip()))
     for a, b in pairwise([*starts, len(paragraph)]):
         while b - a > LONGEST_SENTENCE:
