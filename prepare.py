@@ -512,15 +512,15 @@ def describe(streams, training_text, sentences, chosen, tok):
 
     splits = {}
     for name, examples in texts.items():
-        splits[name] = split = size(examples)
-        split |= {"sentences": sum(piece.split == name for piece in sentences),
-                  "share": round(split["tokens"] / total, 4),
-                  "bytes": len(tok.decode_bytes(chain(*examples)))}
+        splits[name] = size(examples) | {
+            "sentences": sum(piece.split == name for piece in sentences),
+            "share": round(sum(map(len, examples)) / total, 4),
+            "bytes": len(tok.decode_bytes(chain(*examples)))}
         if name != "train":
             found = fingerprints(examples)
-            again = len(np.intersect1d(found, known)) / max(1, len(found))
-            split |= {"also_in_training_text": round(again, 4),
-                      "leaked": len(np.intersect1d(found, foreign))}
+            splits[name] |= {
+                "also_in_training_text": round(len(np.intersect1d(found, known)) / max(1, len(found)), 4),
+                "leaked": len(np.intersect1d(found, foreign))}
     return {"splits": splits, "stages": {stage: size(examples) | chosen[stage] | {
         "sentences": sum(stage in piece.stages for piece in sentences),
         "vocabulary_coverage": round(len(used.intersection(chain(*examples))) / len(used), 4)}

@@ -1,14 +1,9 @@
-"""prepare.py's first half: a book's file becomes clean text, paragraphs and headings.
-
-download: an https:// address -> a file -> read_book: its text, by decode, read_epub or markup_text (HTML,
-FictionBook) -> clean: hard-wrapped lines joined, verse and lists left as they are; licences, notes, page
-numbers and contents taken out and counted in Found.removed -> sentence_starts.
+"""prepare.py's first half: a book's file or address becomes clean paragraphs and headings.
 
 Markup says what is what; in plain text the look of lines and the rest of the book do. What is in doubt stays.
 """
 import codecs
 import contextlib
-import io
 import posixpath
 import re
 import unicodedata
@@ -22,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 from configurator import fail
 
-MAX_BYTES = 64 * 2**20          # of a book, downloaded or unpacked
-LONGEST_SENTENCE = 2000         # characters; longer ones are cut at a space
+MAX_BYTES = 64 * 2**20  # of a book, downloaded or unpacked
+LONGEST_SENTENCE = 2000  # characters; longer ones are cut at a space
 
 
 # ---- reading ----
@@ -36,7 +31,7 @@ class Found:
     removed: Counter = field(default_factory=Counter)
 
 
-MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"     # begin text from markup, a heading, lines with their spaces
+MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"  # begin text from markup, a heading, lines with their spaces
 FOREIGN = {b"%PDF-": "PDF", b"{\\rtf": "RTF", b"\xd0\xcf\x11\xe0\xa1": "DOC", b"BOOKM": "MOBI"}
 TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|"
                     r"div|span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
@@ -52,7 +47,7 @@ def read_book(path, found=None, encoding=""):
             raise ValueError(f"is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
         raw = path.read_bytes()
         if raw.startswith(b"PK\x03\x04"):
-            text, name = read_epub(path, raw, found, encoding), "epub"
+            text, name = read_epub(path, found, encoding), "epub"
         else:
             text, name = decode(raw, found, encoding)
             tags = len(re.findall("</?p>|<br", text, re.I))  # some HTML begins with lines of plain text
@@ -110,7 +105,7 @@ def decode(raw, found, encoding=""):
     return text, f"UTF-8, but {len(strange)} lines in {name}" if mixed else name
 
 
-def read_epub(path, raw, found, encoding):
+def read_epub(path, found, encoding):
     """The text of an epub in its spine's order; for what cannot be read, a warning."""
     from lxml import etree
     room, texts, missing = MAX_BYTES, [], []
@@ -133,7 +128,7 @@ def read_epub(path, raw, found, encoding):
         return etree.fromstring(member(name), etree.XMLParser(recover=True, resolve_entities=False))
 
     try:
-        archive = zipfile.ZipFile(io.BytesIO(raw))
+        archive = zipfile.ZipFile(path)
         names = {place(name): name for name in archive.namelist()}
         package = tree("META-INF/container.xml").find(".//{*}rootfile").get("full-path")
         root, folder = tree(package), posixpath.dirname(package)
@@ -166,7 +161,7 @@ BLOCKS = ("address article aside blockquote body caption center cite dd div dl d
 EDGES = {"br": ("", "\n"), "tr": ("\n", ""), "v": ("\n", ""), "td": ("\t", ""), "th": ("\t", "")}
 EDGES |= dict.fromkeys(BLOCKS.split() + HEADINGS, ("\n\n", "\n\n"))
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
-NOT_THE_AUTHORS = {     # kind: (words of class, id, role ... that mark it, characters at most)
+NOT_THE_AUTHORS = {  # kind: (words of class, id, role ... that mark it, characters at most)
     "marks": ("page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|(fn|footnote)-?ref|back-?(link|ref)", 25),
     "notes": ("((foot|end|rear|side|trans|t|transcribers?)-?notes?)|marginalia", 100_000),
     "contents": ("toc|landmarks|lo[it]|page-list", 30_000),
@@ -297,7 +292,7 @@ def download(url, begin):
 
 # ---- cleaning ----
 
-HEADING = re.compile(                           # what chapters are called, and numbers that stand alone
+HEADING = re.compile(  # what chapters are called, and numbers that stand alone
     r"(chapter|letter|book|part|volume|vol|canto|act|scene|section|stave|chapitre|livre|partie|acte|kapitel|"
     r"buch|teil|band|cap[ií]tulo|capitolo|libro|parte|hoofdstuk|глава|часть|том)\W{1,3}"
     r"((?-i:[IVXLCDM]+)\b|\d+|[^\W\d_]+$)|第.{1,9}[章回节節卷]|"
@@ -307,15 +302,15 @@ CONTENTS = re.compile("(table of )?contents|(list of )?illustrations|inhalt(sver
                       "table des mati[èe]res|[íi]ndice|sommaire|inhoud|содержание|оглавление|"
                       "目录|目錄|目次", re.I)
 LIST_ITEM = re.compile(r"\s*([-*•–—]|\(?(\d{1,3}|[a-z]|[ivx]+)[.)])\s", re.I)
-ONLY_STOPS = "。．｡！？؟۔।॥።။៕"                # full stops and nothing else
+ONLY_STOPS = "。．｡！？؟۔।॥።။៕"  # full stops and nothing else
 CLOSING = "\"'’”“»«›‹)\\]」』）》】"
 SENTENCE_END = re.compile(rf"[.!?…:{ONLY_STOPS}][{CLOSING}—–-]*$")
 LINE_STOP = re.compile(rf"[,;，、；،؛.!?…:{ONLY_STOPS}][{CLOSING}]*$")
 UNAMBIGUOUS_END = re.compile(rf"[{ONLY_STOPS}]+[{CLOSING}]*\s*")
-SPEECH = re.compile("[\"“„«»‹›‘‚「『《—–-]")     # what a paragraph of dialogue begins with
+SPEECH = re.compile("[\"“„«»‹›‘‚「『《—–-]")  # what a paragraph of dialogue begins with
 TITLE = re.compile(r"\b(M|Mr|Mrs|Ms|Messrs|Mme|Mlle|MM|Mgr|Drs?|Ste?|Capt|Col|Gen|Lieut|Lt|Maj|Sergt|Sgt|Rev|"
                    r"Hon|Prof|Gov|Hr|Frl?|Sra?|Srta|Sig|Dott)\.\s*$")
-EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"    # no spaces
+EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"  # no spaces
 HYPHEN = re.compile(r"\b([^\W\d_]+)-\n\s*([^\W\d_]+)\b(?!-)")
 BEGIN = (r"[^\w\n]*START OF TH(?:E|IS) PROJECT GUTENBERG(?:(?:[^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n|"
          r"[^\w\n]*END[* ]*THE SMALL PRINT.*\n")
@@ -438,7 +433,7 @@ def _unmarked_paragraphs(gap, block, width):
     indented, ideographic = [line[:2].isspace() for line in block], any(line[0] == "\u3000" for line in block)
     if _in_lines(block, width) and not ideographic:
         return [(gap, block)]
-    by_indent = sum(indented) * 2 < len(block) or ideographic
+    by_indent = ideographic or _share(indented) < 0.5
     starts = [i for i in range(1, len(block)) if by_indent and indented[i]
               or len(block) > 40 and len(block[i - 1]) < 0.8 * width and SENTENCE_END.search(block[i - 1])]
     return [(0 if i else gap, block[i:j]) for i, j in pairwise([0, *starts, len(block)])]
