@@ -11,7 +11,7 @@ import zipfile
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -151,7 +151,7 @@ def read_epub(path, found, encoding):
         fail(f"{path} is not a readable epub ({error}): it may be damaged or encrypted")
     if missing:
         found.warnings.append(f"{len(missing)} of the epub's parts cannot be read and are left out: "
-                              + ", ".join(missing[:5]) + ".")
+                              f"{', '.join(missing[:5])}.")
     return MARKED + "\n\n".join(texts)
 
 
@@ -338,16 +338,12 @@ def clean(text, found=None):
     lengths = sorted(map(len, lines))
     width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # half of the text is in longer
     ends = [SENTENCE_END.search(line) for line in lines if line]
-    wrapped = width <= 120 and not marked
+    wrapped, end = width <= 120 and not marked, "\n"
     dense = lines.count("") < len(lines) / 10 and not marked
     if dense and (not wrapped or len(ends) > 20 and _share(ends) > 0.8):
-        lines, wrapped = [part for line in lines for part in (line, "")], False  # a line is a paragraph
-    blocks, gap = [], 9  # each with the number of blank lines before it
-    for filled, block in groupby(lines, bool):
-        if filled:
-            blocks.append((gap, [*block]))
-        else:
-            gap = len([*block]) + 9 * (not blocks)
+        wrapped, end = False, "\n\n"  # a line is a paragraph
+    blocks = [(len(gap) - 1, block.split("\n"))  # each with the number of blank lines before it
+              for gap, block in re.findall(r"(\n*)(.+(?:\n.+)*)", "\n" * 10 + end.join(lines))]
     usual = 99 if marked or not blocks else Counter(gap for gap, _ in blocks).most_common(1)[0][0]
     if wrapped:
         blocks = [part for gap, block in blocks for part in _unmarked_paragraphs(gap, block, width)]
@@ -468,9 +464,10 @@ def _share(tests):
 def _reflow(paragraph, words, broken):
     """Lines joined. A hyphen at an end stays unless the book writes the word without, or breaks words."""
     def joined(match):
-        whole, hyphened = match[1] + match[2], f"{match[1]}-{match[2]}"
-        if re.fullmatch("und|oder|bis|noch|and|or|to|en|of|och|eller|og", match[2]):
-            return f"{match[1]}- {match[2]}"  # as in Korn- und Mehlsäcke
+        first, second = match.groups()
+        whole, hyphened = first + second, f"{first}-{second}"
+        if re.fullmatch("und|oder|bis|noch|and|or|to|en|of|och|eller|og", second):
+            return f"{first}- {second}"  # as in Korn- und Mehlsäcke
         return whole if words[whole] > words[hyphened] - (broken and not words[hyphened]) else hyphened
 
     paragraph = re.sub(rf"(?<=[{EAST}])\n(?=[{EAST}“‘—…])|(?<=[”’—…])\n(?=[{EAST}])", "",
@@ -537,8 +534,8 @@ def sentence_starts(paragraphs):
 def _starts(paragraph, punkt):
     starts = [0]
     for begin, end in punkt.span_tokenize(paragraph):
-        stops = UNAMBIGUOUS_END.finditer(paragraph[begin:end].rstrip())
-        for a, b in pairwise([begin, *(begin + stop.end() for stop in stops), end]):
+        stops = (stop.end() for stop in UNAMBIGUOUS_END.finditer(paragraph, begin, end))
+        for a, b in pairwise([begin, *stops, end]):
             # Punkt ends one at every ? and !, also in “Who?” he said; and a quote alone is no sentence
             sentence = paragraph[a:b].lstrip()
             if 0 < a < b and re.search(r"\w", sentence) and not (
