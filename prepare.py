@@ -226,10 +226,10 @@ def split(pieces, tokens):
     for i, (name, share) in enumerate([*heldout_shares(tokens).items()] * blocks):
         size = 2 * zone * share
         start = zone * i + rng.random() * (zone - size)
-        held = np.flatnonzero((middles >= start) & (middles < start + size))
-        for unit in held if len(held) else [np.abs(middles - start - size / 2).argmin()]:
-            for piece in units[unit]:
-                piece.split, piece.stages = name, set()
+        first, last = np.searchsorted(middles, [start, start + size])
+        nearest = np.abs(middles - start - size / 2).argmin()
+        for piece in chain(*units[first:last] or [units[nearest]]):
+            piece.split, piece.stages = name, set()
     for number, run in enumerate(grouped(pieces, "split")):
         for piece in run:
             piece.run = number
@@ -323,15 +323,13 @@ def thematic_centrality(words, train):
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
     tfidf = TfidfVectorizer(analyzer=list, sublinear_tf=True).fit(compress(words, train))
-    themes = min(64, len(tfidf.vocabulary_) - 1)
+    themes, weighed = min(64, len(tfidf.vocabulary_) - 1), tfidf.transform(words)
     if themes < 2:
         return np.ones(len(words))
-    weighed = tfidf.transform(words)
     embedded = normalize(TruncatedSVD(themes, random_state=0).fit(weighed[train]).transform(weighed))
     k = max(2, min(64, round(math.sqrt(train.sum() / 2))))
     kmeans = KMeans(k, n_init=1, random_state=0).fit(embedded[train])
-    cluster = kmeans.predict(embedded)
-    share = np.bincount(kmeans.labels_, minlength=k) / train.sum()
+    cluster, share = kmeans.predict(embedded), np.bincount(kmeans.labels_, minlength=k) / train.sum()
     return (embedded * normalize(kmeans.cluster_centers_)[cluster]).sum(1) * share[cluster]
 
 
@@ -660,10 +658,10 @@ def report(statistics, folder):
           f"{vocabulary['parameters_saved'] / 1e6:.1f}M of {GPT2_SIZE * n_embd / 1e6:.1f}M parameters "
           f"at width {n_embd}; against GPT-2's, tokens of the text: {vocabulary['extra_tokens']:+.1%}")
     print(f"leaked into training: {splits['val']['leaked'] + splits['test']['leaked']} held-out passages")
-    removed = ", ".join(f"{kind} {count:,}" for kind, count in statistics["removed"].items())
-    print("characters left out as not the author's: " + (removed or "none"))
+    removed = ", ".join(f"{kind} {size:,}" for kind, size in statistics["removed"].items())
+    print("characters left out as not the author's:", removed or "none")
     for warning in statistics["warnings"]:
-        print(f"Warning: {warning}")
+        print("Warning:", warning)
 
 
 def show(spans, difficulty, streams, tok):
@@ -715,7 +713,7 @@ def prepare(settings):
     size, tokens = len(text.encode()), sum(len(piece.ids) for piece in pieces)
     statistics = {
         "book": folder.name, "title": title or found.title or folder.name, "encoding": encoded,
-        "english": english, "characters": len(text), "bytes": size, "removed": dict(found.removed),
+        "english": english, "characters": len(text), "bytes": size, "removed": found.removed,
         "words": int(scores["words"].sum()), "paragraphs": len(paragraphs),
         "headings": len(pieces) - len(sentences), "sentences": len(sentences),
         **describe(streams, training, sentences, chosen, tok), "vocabulary": {
