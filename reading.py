@@ -268,7 +268,7 @@ def download(url, begin):
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
     path = Path("data") / (name if "." in name else name + ".txt")
     source, content = path.with_name(path.name + ".url"), bytearray()
-    if path.exists() and source.exists() and source.read_text(encoding="utf-8") == url:
+    if path.exists() and source.exists() and source.read_bytes() == url.encode():
         return path
     try:
         with urlopen(Request(url, headers={"User-Agent": "prepare.py"}), timeout=30) as response:
@@ -284,7 +284,7 @@ def download(url, begin):
         path.parent.mkdir(exist_ok=True)
         source.unlink(missing_ok=True)
         path.write_bytes(content)
-        source.write_text(url, encoding="utf-8")  # last: what is without it is fetched again
+        source.write_bytes(url.encode())  # last: what is without it is fetched again
     except (OSError, ValueError, HTTPException) as error:
         fail(f"{url} cannot be downloaded: {str(error).strip('<>')}")
     return path
