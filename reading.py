@@ -192,7 +192,7 @@ def _not_the_authors(node):
     if tag in ("a", "sup") and NOTE_MARK.fullmatch(text):
         before = node.xpath("string(preceding-sibling::node()[1][self::text()])")
         after_word = re.search(r"([^\W\d_]{2}|[.,;:!?…)\]\"'’”»])\s*$", before)
-        if "#" in node.get("href", "") or tag == "sup" and (after_word or node.find(".//a") is not None):
+        if "#" in node.get("href", "") or tag == "sup" and (after_word or node.xpath(".//a")):
             return "marks"
     if tag in ("p", "li", "ul", "ol", "table") and len(text) < 30_000:
         links = [a for a in node.iterfind(".//a") if not a.get("href", "http").startswith("http")]
@@ -230,7 +230,7 @@ def markup_text(markup, found, label=""):
     for node in nodes:
         if kind := "notes" if fiction and node.tag == "body" and node.get("name") else _not_the_authors(node):
             node.tag = "unwanted"
-            if next(node.iterancestors("unwanted"), None) is None:
+            if not node.xpath("ancestor::unwanted"):
                 found.removed[kind] += len(_text(node))
     etree.strip_elements(root, "unwanted", *HIDDEN, with_tail=False)
     text = _laid_out(root)
@@ -241,10 +241,9 @@ def markup_text(markup, found, label=""):
 
 def _laid_out(root):
     """A parsed document -> markup_text's result."""
-    preformatted, text = list(root.iter("pre")), _text(root)
-    if sum(len(_text(node)) for node in preformatted) > len(text) / 2:
+    text, kept = _text(root), {*root.xpath("//pre//*")}
+    if sum(len(_text(node)) for node in root.iter("pre")) > len(text) / 2:
         return text  # plain text in an HTML file
-    kept = {node for pre in preformatted for node in pre.iterdescendants()}
     for node in root.iter():
         text, tail = node.text or "", node.tail or ""
         if node not in kept:
@@ -380,12 +379,11 @@ def _without_gutenberg(text, found):
 
     for mark in re.finditer(f"^(?:({BEGIN})|{FINISH})", text + "\n", re.M | re.I):
         before = text[position:mark.start()]
-        opening = re.search(r"START\W*THE SMALL PRINT", before[:6000], re.I)
         if not mark[1] and inside:
             books.append(before)
             position, inside = mark.start(), False
-        elif mark[1] and ("SMALL" not in mark[1].upper()
-                          or inside and (opening or 2 * len(before) < len(text))):  # not after the book
+        elif mark[1] and ("SMALL" not in mark[1].upper() or inside and (  # not after the book
+                2 * len(before) < len(text) or re.search(r"(?i)START\W*THE SMALL PRINT", before[:6000]))):
             header = without_licence(before)
             if said := re.search(r"^[^\w\n]*Title: *(.+(?:\n +\S.*)*)", header, re.M):
                 found.title = " ".join(said[1].split())
