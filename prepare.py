@@ -170,7 +170,7 @@ def book_vocabulary(texts, size):
     ranks = bpe.get_vocab()
     names = sorted(ranks, key=ranks.get)
     byte = dict(zip(names[:256], gpt2_ranks()))  # in GPT-2's order
-    tokens = [b"".join(byte[character] for character in name) for name in names]
+    tokens = [b"".join(map(byte.get, name)) for name in names]
     return sorted(tokens[:256]) + tokens[256:]
 
 
@@ -354,10 +354,11 @@ def toulmin_roles(sentences, paragraphs):
 
     result = []
     for sentence in sentences:
-        marks = {role: 2 * begins(start, sentence) + len(re.findall(rf"(?i)\b({inside})\b", sentence))
-                 for role, (start, inside) in ROLES.items()}
+        marks = {"none": 0}
+        for role, (start, inside) in ROLES.items():
+            marks[role] = 2 * begins(start, sentence) + len(re.findall(rf"(?i)\b({inside})\b", sentence))
         role = max(marks, key=marks.get)
-        result.append((role, marks[role] / (1 + sum(marks.values()))) if marks[role] else ("none", 0.0))
+        result.append((role, marks[role] / (1 + sum(marks.values()))))
     for i, (role, confidence) in enumerate(result[1:]):  # before a conclusion comes evidence
         if (role == "claim" != result[i][0] and begins(CONCLUSION, sentences[i + 1])
                 and paragraphs[i] == paragraphs[i + 1] and sentences[i][-1] != "?"):
@@ -607,7 +608,7 @@ def writable(name):
 
 def save(folder, streams, texts):
     """Write data/<book>/ aside: earlier data stays whole until all is there."""
-    target = folder.resolve()  # a link stays one
+    target = folder.resolve() if folder.is_symlink() else folder  # a link stays one
     part, old = (target.parent / f".{target.name}.{word}" for word in ("part", "old"))
 
     def tidy():

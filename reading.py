@@ -42,7 +42,7 @@ def read_book(path, found=None, encoding=""):
     found, path = found or Found(), Path(path)
     try:
         if not path.is_file():
-            raise ValueError("does not exist or is no file: name the book, as in python prepare.py book.txt")
+            raise ValueError("does not exist or is not a file: name a book, as in python prepare.py book.txt")
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
         raw = path.read_bytes()
