@@ -91,15 +91,13 @@ def decode(raw, found, encoding=""):
     try:
         text = ("\n".join(line.decode(name if line in odd else "utf-8") for line in lines) if mixed
                 else raw.decode(name))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is damaged at byte {error.start}, if it is {name}: name its --encoding") from None
-    except LookupError as error:
-        raise ValueError(f"cannot be read: {error}") from None
+    except (UnicodeDecodeError, LookupError) as error:
+        raise ValueError(f"is damaged, or not {name} ({error}): name its --encoding") from None
     if not declared and guesses[0]["confidence"] < 0.9:
         for other in (guess["encoding"] for guess in guesses[1:]):
             if raw.decode(other, "replace") != text:
-                found.warnings.append(f"The file does not say its encoding and was read as {name}; next is "
-                                      f"{other}. Look at text.txt; --encoding=NAME decides.")
+                found.warnings.append(f"The file does not say its encoding: read as {name}, next is {other}. "
+                                      "Look at text.txt; --encoding=NAME decides.")
                 break
     name = name.upper() if name.startswith("utf") else name
     return text, f"UTF-8, but {len(strange)} lines in {name}" if mixed else name
@@ -357,8 +355,7 @@ def clean(text, found=None):
         if wrapped and not _in_lines(block, width):
             paragraph = _reflow(paragraph, words, broken)
         paragraph = re.sub(r"(?<!\w)_(?=[^\s_])|(?<=[^\s_])_(?!\w)", "", paragraph).strip(HEAD + KEPT + "\n")
-        heading = first == HEAD or (not re.search(r"\w", paragraph) if believed
-                                    else _is_heading(paragraph, gap > usual, heading))
+        heading = first == HEAD or _is_heading(paragraph, believed, gap > usual, heading)
         if paragraph:
             paragraphs.append((paragraph, heading))
     found.removed = +found.removed  # what was none does not count
@@ -473,12 +470,13 @@ def _reflow(paragraph, words, broken):
     return paragraph.replace("\n", " ")
 
 
-def _is_heading(paragraph, set_off, after_heading):
-    """A short line named or numbered as a heading, in capitals, set off by unusually many blank lines, or
-    after another; or an ornament such as * * *."""
+def _is_heading(paragraph, believed, set_off, after_heading):
+    """An ornament such as * * *; or, unless markup is believed, a short line named or numbered as a heading,
+    in capitals, set off by unusually many blank lines, or after another."""
     if not re.search(r"\w", paragraph):
         return True
-    if len(paragraph) > 80 or paragraph.count("\n") > 1 or SPEECH.match(paragraph) and not set_off:
+    long = len(paragraph) > 80 or paragraph.count("\n") > 1
+    if believed or long or SPEECH.match(paragraph) and not set_off:
         return False
     if HEADING.match(paragraph) and (set_off or len(paragraph) < 40) or set_off and paragraph.isupper():
         return True
