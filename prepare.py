@@ -670,12 +670,12 @@ def show(spans, difficulty, streams, tok):
     for name, numbers in (("hardest", order[::-1]), ("easiest", order)):
         print(f"\n{name} sentences, by difficulty")
         for i in numbers[:show_extremes]:
-            print(f"  {difficulty[i]:.3f}  {' '.join(spans[i].split())}")
+            print(f"  {difficulty[i]:.3f} ", *spans[i].split())
     tok.tokens[-1] = b" | "  # [SEP]
     for name, stage in (("sentences of stage I", "stage1_train"), ("pairs of stage II", "stage2_train")):
         print(f"\nten {name}")
         for k in np.unique(np.linspace(0, len(streams[stage]) - 1, 10).astype(int)):
-            print("  " + " ".join(tok.decode(streams[stage][k]).split()))
+            print(" ", *tok.decode(streams[stage][k]).split())
 
 
 def prepare(settings):
