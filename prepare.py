@@ -4,8 +4,8 @@
     python prepare.py novel.epub --tokenizer=gpt2 --title="A Novel"
     python prepare.py https://www.gutenberg.org/cache/epub/84/pg84.txt --show_extremes=5
 
-reading.py's clean text is cut into sentences; parts are held out before anything is learnt: the vocabulary,
-scores, and so the stages: I simple and typical sentences, II pairs of linked ones, III all training text.
+Parts are held out before anything is learnt from the rest: a vocabulary, scores, and by them the stages:
+I simple and typical sentences, II pairs of linked ones, III all training text.
 """
 import functools
 import importlib.util
@@ -312,7 +312,7 @@ def reading_grade(sentences, english):
     if not english:
         return np.zeros(len(sentences))
     import textstat
-    return np.array([textstat.flesch_kincaid_grade(s) for s in track("grading sentences", sentences)])
+    return np.array([*map(textstat.flesch_kincaid_grade, track("grading sentences", sentences))])
 
 
 def thematic_centrality(words, train):
@@ -432,7 +432,7 @@ def linked_pairs(sentences, roles):
 
 
 def choose_stages(sentences, scores, roles, separator):
-    """({stream: its examples}, {stage: how they were chosen}) of stages I and II. Over block_size, a sentence
+    """({stream: examples}, {stage: how they were chosen}) of stages I and II. Over block_size, a sentence
     loses its end, a pair what is far from the [SEP]."""
     train = np.array([piece.split == "train" for piece in sentences])
     complexity, words = scores["syntactic_complexity"], scores["words"]
@@ -520,10 +520,11 @@ def describe(streams, training_text, sentences, chosen, tok):
             splits[name] |= {
                 "also_in_training_text": round(len(np.intersect1d(found, known)) / max(1, len(found)), 4),
                 "leaked": len(np.intersect1d(found, foreign))}
-    return {"splits": splits, "stages": {stage: size(examples) | chosen[stage] | {
+    stages = {stage: size(examples) | chosen[stage] | {
         "sentences": sum(stage in piece.stages for piece in sentences),
         "vocabulary_coverage": round(len(used.intersection(chain(*examples))) / len(used), 4)}
-        for stage, examples in enumerate(trained, 1)}}
+        for stage, examples in enumerate(trained, 1)}
+    return {"splits": splits, "stages": stages}
 
 
 def advice(statistics):

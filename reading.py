@@ -63,8 +63,8 @@ def read_book(path, found=None, encoding=""):
 
 
 def decode(raw, found, encoding=""):
-    """bytes -> (text, name of its encoding): the one given or declared, or what chardet finds; where UTF-8
-    and another are mixed, each line's own. ValueError where it is no text."""
+    """bytes -> (text, name of its encoding): given, declared, or found by chardet; where UTF-8 and another
+    are mixed, each line's own. ValueError where it is no text."""
     import chardet
     if kind := FOREIGN.get(raw[:5]) or FOREIGN.get(raw[60:65]):
         raise ValueError(f"is {kind}: convert it to .txt, .html or .epub first")
@@ -197,7 +197,7 @@ def _not_the_authors(node):
         linked = sum(len(_text(a).strip()) for a in links) / max(1, len(text))
         if linked > 0.9 if tag in ("p", "li") else linked > 0.5 and len(links) > 2:
             return "contents"
-    label = " ".join(node.get(name, "") for name in ("class", "id", "epub:type", "role", "name", "type"))
+    label = " ".join(node.get(name, "") for name in "class id epub:type role name type".split())
     return "" if tag in HEADINGS else _labelled(label, len(text))
 
 
@@ -333,7 +333,7 @@ def clean(text, found=None):
     text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
     lengths = sorted(map(len, lines))
-    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # half of the text is in longer
+    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # of half the text
     ends = [SENTENCE_END.search(line) for line in lines if line]
     wrapped, end = width <= 120 and not marked, "\n"
     dense = lines.count("") < len(lines) / 10 and not marked
@@ -395,7 +395,7 @@ def _without_gutenberg(text, found):
 
 
 def _without_notes(text, found):
-    """Without captions, notes and page numbers in brackets; what is never closed ends at a blank line."""
+    """Without captions, notes and page numbers in brackets; one never closed ends at a blank line."""
     import regex  # unlike re, it finds brackets within brackets
     closed, parts, position = regex.compile(r"\[(?:[^\[\]]++|(?R))*+\]"), [], 0
     for opening in BRACKETED.finditer(text):
@@ -457,7 +457,7 @@ def _share(tests):
 
 
 def _reflow(paragraph, words, broken):
-    """Lines joined. A hyphen at an end stays unless the book writes the word without, or breaks words."""
+    """Joined lines. A hyphen at an end stays unless the book writes the word without or breaks words."""
     def joined(match):
         first, second = match.groups()
         whole, hyphened = first + second, f"{first}-{second}"
