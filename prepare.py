@@ -586,9 +586,9 @@ def track(phase, items):
     return bars().track(items, description=phase)
 
 
-def folder_of(path):
-    """data/<book>/: the path's stem as any file system takes it, numbered where that holds another book."""
-    stem = re.sub(r"[\x00-\x1f\ufffd]", "_", writable(path.stem)).strip(". ") or "book"
+def folder_of(path, source):
+    """data/<book>/: the path's stem as any file system takes it, numbered where that holds another source."""
+    stem = re.sub(r"[\x00-\x1f\ud800-\udfff\ufffd]", "_", path.stem).strip(". ") or "book"
     if stem == "latest":
         fail("a book cannot be called latest, as data/latest names the book prepared last: rename it")
     for number in count(1):
@@ -597,14 +597,9 @@ def folder_of(path):
             saved = json.loads((folder / "statistics.json").read_bytes())["settings"]["book"]
         except (OSError, ValueError, LookupError):
             return folder
-        if Path(saved).resolve() == Path(writable(book)).resolve():
+        if Path(saved).resolve() == Path(source).resolve():
             return folder
         print(f"{folder} holds another book, {saved}")
-
-
-def writable(name):
-    """A file's name as text that can be saved, whatever its bytes."""
-    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def save(folder, streams, texts):
@@ -681,7 +676,8 @@ def show(spans, difficulty, streams, tok):
 
 def prepare(settings):
     path = download(book, begin) if re.match("https?://", book) else Path(book)
-    settings["book"], found, folder = writable(book), Found(), folder_of(path)
+    settings["book"] = os.fsencode(book).decode("utf-8", "replace")  # any name, as text
+    found, folder = Found(), folder_of(path, settings["book"])
     begin("reading and cleaning")
     text, encoded = read_book(path, found, encoding)
     paragraphs = clean(text, found)
