@@ -33,8 +33,8 @@ class Found:
 
 MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"  # begin text from markup, a heading, lines with their spaces
 FOREIGN = {b"%PDF-": "PDF", b"{\\rtf": "RTF", b"\xd0\xcf\x11\xe0\xa1": "DOC", b"BOOKM": "MOBI"}
-TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|"
-                    r"div|span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
+TAGGED = (r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|"
+          r"div|span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
 
 
 def read_book(path, found=None, encoding=""):
@@ -51,7 +51,7 @@ def read_book(path, found=None, encoding=""):
         else:
             text, name = decode(raw, found, encoding)
             tags = len(re.findall("</?p>|<br", text, re.I))  # some HTML begins with lines of plain text
-            if TAGGED.match(text) or tags > 20 + len(text) / 1000:
+            if re.match(TAGGED, text) or tags > 20 + len(text) / 1000:
                 text = markup_text(text, found)
         if not re.search(r"\w", text):
             raise ValueError("has no words in it")
@@ -164,9 +164,9 @@ NOT_THE_AUTHORS = {  # kind: (words of class, id, role ... that mark it, charact
     "notes": ("((foot|end|rear|side|trans|t|transcribers?)-?notes?)|marginalia", 100_000),
     "contents": ("toc|landmarks|lo[it]|page-list", 30_000),
     "licence": ("pg[-_]?(header|footer|boilerplate)|imprint|colophon|(un)?copyright(-page)?", 25_000)}
-PG_TITLE = re.compile(r"(The )?Project Gutenberg('s| e-?book of| e-?text of)\W*|\W*Project Gutenberg$", re.I)
-NOTE_MARK = re.compile(r"[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|"
-                       r"\W?([↩↑⤴⇑^]|back|return)\W?", re.I)
+PG_TITLE = r"(?i)(The )?Project Gutenberg('s| e-?book of| e-?text of)\W*|\W*Project Gutenberg$"
+NOTE_MARK = (r"(?i)[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|"
+             r"\W?([↩↑⤴⇑^]|back|return)\W?")
 
 
 def _labelled(label, size):
@@ -187,7 +187,7 @@ def _not_the_authors(node):
     tag, text = node.tag, _text(node).strip()
     if tag in ("rt", "rp"):
         return "marks"
-    if tag in ("a", "sup") and NOTE_MARK.fullmatch(text):
+    if tag in ("a", "sup") and re.fullmatch(NOTE_MARK, text):
         before = node.xpath("string(preceding-sibling::node()[1][self::text()])")
         after_word = re.search(r"([^\W\d_]{2}|[.,;:!?…)\]\"'’”»])\s*$", before)
         if "#" in node.get("href", "") or tag == "sup" and (after_word or node.xpath(".//a")):
@@ -222,7 +222,7 @@ def markup_text(markup, found, label=""):
     for node in nodes:
         node.tag = etree.QName(node).localname.lower()
         if node.tag in ("title", "book-title"):
-            found.title = found.title or PG_TITLE.sub("", " ".join(_text(node).split()))
+            found.title = found.title or re.sub(PG_TITLE, "", " ".join(_text(node).split()))
         if fiction and node.tag == "title":
             node.tag = "h1"
     for node in nodes:
@@ -295,9 +295,9 @@ HEADING = re.compile(  # what chapters are called, and numbers that stand alone
     r"((?-i:[IVXLCDM]+)\b|\d+|[^\W\d_]+$)|第.{1,9}[章回节節卷]|"
     r"(prologue|epilogue|preface|foreword|introduction|afterword|appendix|finis|the end)\W?$|"
     r"((?-i:[IVXLCDM]+)|\d+)\.?$", re.I)
-CONTENTS = re.compile("(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|"
-                      "table des mati[èe]res|[íi]ndice|sommaire|inhoud|содержание|оглавление|"
-                      "目录|目錄|目次", re.I)
+CONTENTS = ("(?i)(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|"
+            "table des mati[èe]res|[íi]ndice|sommaire|inhoud|содержание|оглавление|"
+            "目录|目錄|目次")
 LIST_ITEM = re.compile(r"\s*([-*•–—]|\(?(\d{1,3}|[a-z]|[ivx]+)[.)])\s", re.I)
 ONLY_STOPS = "。．｡！？؟۔।॥።။៕"  # full stops and nothing else
 CLOSING = "\"'’”“»«›‹)\\]」』）》】"
@@ -308,18 +308,18 @@ SPEECH = re.compile("[\"“„«»‹›‘‚「『《—–-]")  # what a para
 TITLE = re.compile(r"\b(M|Mr|Mrs|Ms|Messrs|Mme|Mlle|MM|Mgr|Drs?|Ste?|Capt|Col|Gen|Lieut|Lt|Maj|Sergt|Sgt|Rev|"
                    r"Hon|Prof|Gov|Hr|Frl?|Sra?|Srta|Sig|Dott)\.\s*$")
 EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"  # no spaces
-HYPHEN = re.compile(r"\b([^\W\d_]+)-\n\s*([^\W\d_]+)\b(?!-)")
-BEGIN = (r"[^\w\n]*START OF TH(?:E|IS) PROJECT GUTENBERG(?:(?:[^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n|"
+HYPHEN = r"\b([^\W\d_]+)-\n\s*([^\W\d_]+)\b(?!-)"
+BEGIN = (r"[^\w\n]*START OF TH(E|IS) PROJECT GUTENBERG(([^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n|"
          r"[^\w\n]*END[* ]*THE SMALL PRINT.*\n")
 FINISH = r"[^\w\n]*(the )?(end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
-LICENCE = re.compile(r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL LICENSE).*")
-CREDITS = re.compile(r"\A\s*(^[^\w\n]*(Produced by|E-?text prepared|This e-?(text|book) was|Transcribed|"
-                     r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
-                     r"Note: (Project|Images|There)|http).*(\n.+){0,12}\s*){1,6}", re.I | re.M)
-BRACKETED = re.compile(r"\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|"
-                       r"footnote|sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|"
-                       r"nota d)\b", re.I)
-TRANSCRIBER = re.compile(r"\W*(the )?transcriber\W?s?\W? notes?\b", re.I)
+LICENCE = r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL LICENSE).*"
+CREDITS = (r"(?im)\A\s*(^[^\w\n]*(Produced by|E-?text prepared|This e-?(text|book) was|Transcribed|"
+           r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
+           r"Note: (Project|Images|There)|http).*(\n.+){0,12}\s*){1,6}")
+BRACKETED = (r"(?i)\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|"
+             r"footnote|sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|"
+             r"nota d)\b")
+TRANSCRIBER = r"(?i)\W*(the )?transcriber\W?s?\W? notes?\b"
 DOTTED = re.compile(r"\.\s?\.\s?\.\s*\d+$")
 PAGE_NUMBER = re.compile(r"(\s{3,}|\.[\s.]*\s|[\s.]{3,})(\d+|[ivxlc]+)\s*$")
 
@@ -344,7 +344,7 @@ def clean(text, found=None):
     usual = 99 if marked or not blocks else Counter(gap for gap, _ in blocks).most_common(1)[0][0]
     if wrapped:
         blocks = [part for gap, block in blocks for part in _unmarked_paragraphs(gap, block, width)]
-    words, ends = Counter(re.findall(r"\w+(?:-\w+)*", text)), HYPHEN.findall(text)
+    words, ends = Counter(re.findall(r"\w+(?:-\w+)*", text)), re.findall(HYPHEN, text)
     # a printer broke words at line ends if they are found unbroken elsewhere
     broken = sum(a + b in words for a, b in ends) > sum(f"{a}-{b}" in words for a, b in ends)
     believed = sum(block[0].startswith(HEAD) for _, block in blocks) > 2  # the markup's headings
@@ -369,7 +369,7 @@ def _without_gutenberg(text, found):
     def without_licence(part):
         if inside:
             return part
-        match = LICENCE.match(part)
+        match = re.match(LICENCE, part)
         size = match.end() if match else len(part) if len(part) < 30_000 else max(0, part.find("\n\n"))
         found.removed["licence"] += size
         return part[size:]
@@ -382,14 +382,14 @@ def _without_gutenberg(text, found):
         elif mark[1] and ("SMALL" not in mark[1].upper() or inside and (  # not after the book
                 2 * len(before) < len(text) or re.search(r"(?i)START\W*THE SMALL PRINT", before[:6000]))):
             header = without_licence(before)
-            if said := re.search(r"^[^\w\n]*Title: *(.+(?:\n +\S.*)*)", header, re.M):
+            if said := re.search(r"^[^\w\n]*Title: *(.+(\n +\S.*)*)", header, re.M):
                 found.title = " ".join(said[1].split())
             book = header if len(header) >= 30_000 else ""  # no header is as large
             found.removed["header"] += len(mark[0]) + len(header) - len(book)
             books.append(book)
             position, inside = mark.end(), True
     books.append(without_licence(text[position:]))
-    bare = [CREDITS.sub("", book) for book in books]
+    bare = [re.sub(CREDITS, "", book) for book in books]
     found.removed["header"] += sum(map(len, books)) - sum(map(len, bare))
     return "\n\n\n".join(bare)
 
@@ -398,7 +398,7 @@ def _without_notes(text, found):
     """Without captions, notes and page numbers in brackets; one never closed ends at a blank line."""
     import regex  # unlike re, it finds brackets within brackets
     closed, parts, position = regex.compile(r"\[(?:[^\[\]]++|(?R))*+\]"), [], 0
-    for opening in BRACKETED.finditer(text):
+    for opening in re.finditer(BRACKETED, text):
         start, kind, most = opening.start(), *(("marks", 600) if opening[1] else ("notes", 4000))
         if start < position:
             continue
@@ -466,7 +466,7 @@ def _reflow(paragraph, words, broken):
         return whole if words[whole] > words[hyphened] - (broken and not words[hyphened]) else hyphened
 
     paragraph = re.sub(rf"(?<=[{EAST}])\n(?=[{EAST}“‘—…])|(?<=[”’—…])\n(?=[{EAST}])", "",
-                       HYPHEN.sub(joined, paragraph))
+                       re.sub(HYPHEN, joined, paragraph))
     return paragraph.replace("\n", " ")
 
 
@@ -503,9 +503,9 @@ def _without_contents(blocks, found):
         listed = alike and (len(seen) == 1 or named) and gap <= (nearest or gap)
         kind = "contents"
         left, last = left - size, marked and 10 * left < total  # a section of its own at the end
-        if TRANSCRIBER.match(lines[0]) or budget >= size and (gap < 2 or last) and block[0][0] != HEAD:
+        if re.match(TRANSCRIBER, lines[0]) or budget >= size and (gap < 2 or last) and block[0][0] != HEAD:
             kind, budget = "notes", max(0, (budget or (left + size if last else 3000)) - size)
-        elif len(block) == 1 and CONTENTS.fullmatch(lines[0].strip(" .:_")):
+        elif len(block) == 1 and re.fullmatch(CONTENTS, lines[0].strip(" .:_")):
             seen, nearest, budget = {""}, 0, 0
         elif seen and entries[0] not in seen and max(map(len, lines)) <= 90 and (
                 again or listed or _share(map(PAGE_NUMBER.search, lines)) > 0.5):
