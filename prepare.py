@@ -528,10 +528,10 @@ def describe(streams, training_text, sentences, chosen, tok):
 
 
 def advice(statistics):
-    """What is wrong with this book and what to do: list of str."""
+    """What is wrong with this book, what to do: list of str."""
     splits, stages = statistics["splits"], statistics["stages"]
     tokens, bytes_per_token = splits["train"]["tokens"], statistics["vocabulary"]["bytes_per_token"]
-    removed = sum(statistics["removed"].values())
+    removed = statistics["removed"].total()
     removed /= removed + statistics["characters"]
     checks = [  # (whether it is so, what to say)
         ("but" in statistics["encoding"],

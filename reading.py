@@ -33,8 +33,8 @@ class Found:
 
 MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"  # begin text from markup, a heading, lines with their spaces
 FOREIGN = {b"%PDF-": "PDF", b"{\\rtf": "RTF", b"\xd0\xcf\x11\xe0\xa1": "DOC", b"BOOKM": "MOBI"}
-TAGGED = (r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|"
-          r"div|span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
+TAGGED = (r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|div|span|"
+          r"section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
 
 
 def read_book(path, found=None, encoding=""):
@@ -104,7 +104,7 @@ def decode(raw, found, encoding=""):
 
 
 def read_epub(path, found, encoding):
-    """The text of an epub in its spine's order; for what cannot be read, a warning."""
+    """An epub's text, in its spine's order; for what cannot be read, a warning."""
     from lxml import etree
     room, texts, missing = MAX_BYTES, [], []
 
@@ -165,12 +165,11 @@ NOT_THE_AUTHORS = {  # kind: (words of class, id, role ... that mark it, charact
     "contents": ("toc|landmarks|lo[it]|page-list", 30_000),
     "licence": ("pg[-_]?(header|footer|boilerplate)|imprint|colophon|(un)?copyright(-page)?", 25_000)}
 PG_TITLE = r"(?i)(The )?Project Gutenberg('s| e-?book of| e-?text of)\W*|\W*Project Gutenberg$"
-NOTE_MARK = (r"(?i)[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|"
-             r"\W?([↩↑⤴⇑^]|back|return)\W?")
+NOTE_MARK = r"(?i)[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|\W?([↩↑⤴⇑^]|back|return)\W?"
 
 
 def _labelled(label, size):
-    """The kind in NOT_THE_AUTHORS of what has such a label and size, or ""."""
+    """The kind in NOT_THE_AUTHORS for such a label and size, or ""."""
     for kind, (words, most) in NOT_THE_AUTHORS.items():
         pattern = rf"(doc-)?({words})[-_.]?\d*"
         if size <= most and any(re.fullmatch(pattern, word, re.I) for word in label.split()):
@@ -183,7 +182,7 @@ def _text(node):
 
 
 def _not_the_authors(node):
-    """The kind of what an editor or a publisher put in, or ""."""
+    """The kind of what editor or publisher put in, or ""."""
     tag, text = node.tag, _text(node).strip()
     if tag in ("rt", "rp"):
         return "marks"
@@ -295,16 +294,15 @@ HEADING = re.compile(  # what chapters are called, and numbers that stand alone
     r"((?-i:[IVXLCDM]+)\b|\d+|[^\W\d_]+$)|第.{1,9}[章回节節卷]|"
     r"(prologue|epilogue|preface|foreword|introduction|afterword|appendix|finis|the end)\W?$|"
     r"((?-i:[IVXLCDM]+)|\d+)\.?$", re.I)
-CONTENTS = ("(?i)(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|"
-            "table des mati[èe]res|[íi]ndice|sommaire|inhoud|содержание|оглавление|"
-            "目录|目錄|目次")
+CONTENTS = ("(?i)(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|table des mati[èe]res|"
+            "[íi]ndice|sommaire|inhoud|содержание|оглавление|目录|目錄|目次")
 LIST_ITEM = re.compile(r"\s*([-*•–—]|\(?(\d{1,3}|[a-z]|[ivx]+)[.)])\s", re.I)
 ONLY_STOPS = "。．｡！？؟۔।॥።။៕"  # full stops and nothing else
 CLOSING = "\"'’”“»«›‹)\\]」』）》】"
 SENTENCE_END = re.compile(rf"[.!?…:{ONLY_STOPS}][{CLOSING}—–-]*$")
 LINE_STOP = re.compile(rf"[,;，、；،؛.!?…:{ONLY_STOPS}][{CLOSING}]*$")
 UNAMBIGUOUS_END = re.compile(rf"[{ONLY_STOPS}]+[{CLOSING}]*\s*")
-SPEECH = re.compile("[\"“„«»‹›‘‚「『《—–-]")  # what a paragraph of dialogue begins with
+SPEECH = "[\"“„«»‹›‘‚「『《—–-]"  # what a paragraph of dialogue begins with
 TITLE = re.compile(r"\b(M|Mr|Mrs|Ms|Messrs|Mme|Mlle|MM|Mgr|Drs?|Ste?|Capt|Col|Gen|Lieut|Lt|Maj|Sergt|Sgt|Rev|"
                    r"Hon|Prof|Gov|Hr|Frl?|Sra?|Srta|Sig|Dott)\.\s*$")
 EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"  # no spaces
@@ -316,9 +314,8 @@ LICENCE = r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL L
 CREDITS = (r"(?im)\A\s*(^[^\w\n]*(Produced by|E-?text prepared|This e-?(text|book) was|Transcribed|"
            r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
            r"Note: (Project|Images|There)|http).*(\n.+){0,12}\s*){1,6}")
-BRACKETED = (r"(?i)\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|"
-             r"footnote|sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|"
-             r"nota d)\b")
+BRACKETED = (r"(?i)\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|footnote|"
+             r"sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|nota d)\b")
 TRANSCRIBER = r"(?i)\W*(the )?transcriber\W?s?\W? notes?\b"
 DOTTED = re.compile(r"\.\s?\.\s?\.\s*\d+$")
 PAGE_NUMBER = re.compile(r"(\s{3,}|\.[\s.]*\s|[\s.]{3,})(\d+|[ivxlc]+)\s*$")
@@ -420,7 +417,7 @@ def _without_notes(text, found):
 
 
 def _unmarked_paragraphs(gap, block, width):
-    """A block, split at indented lines, a long one also after short lines that end a sentence."""
+    """A block split at indented lines; a long one also after short lines that end a sentence."""
     indented, ideographic = [line[:2].isspace() for line in block], any(line[0] == "\u3000" for line in block)
     if _in_lines(block, width) and not ideographic:
         return [(gap, block)]
@@ -476,7 +473,7 @@ def _is_heading(paragraph, believed, set_off, after_heading):
     if not re.search(r"\w", paragraph):
         return True
     long = len(paragraph) > 80 or paragraph.count("\n") > 1
-    if believed or long or SPEECH.match(paragraph) and not set_off:
+    if believed or long or re.match(SPEECH, paragraph) and not set_off:
         return False
     if HEADING.match(paragraph) and (set_off or len(paragraph) < 40) or set_off and paragraph.isupper():
         return True
