@@ -76,7 +76,7 @@ def decode(raw, found, encoding=""):
     guesses = chardet.detect_all(telling, max_bytes=10**6)
     near = 0.95 * guesses[0]["confidence"]  # Windows-1252 goes before what is hardly likelier
     guesses.sort(key=lambda guess: guess["encoding"] != "Windows-1252" or guess["confidence"] < near)
-    name = encoding or guesses[0]["encoding"] or ""
+    name = encoding or guesses[0]["encoding"]
     with contextlib.suppress(LookupError, TypeError):
         name = codecs.lookup(declared[1].decode()).name
     if not name:
@@ -205,7 +205,7 @@ def markup_text(markup, found, label=""):
     KEPT before preformatted text; nothing if the label is of what is not the author's."""
     from lxml import etree, html
     fiction = "<FictionBook" in markup[:5000]
-    options = {"remove_comments": True, "remove_pis": True, "huge_tree": True, "encoding": "utf-8"}
+    options = dict(remove_comments=True, remove_pis=True, huge_tree=True, encoding="utf-8")
     if fiction:
         parser = etree.XMLParser(recover=True, resolve_entities=False, **options)
     else:  # maybe several pages, and XHTML's <a/>, which opens in HTML
