@@ -210,7 +210,7 @@ def grouped(pieces, key):
 
 def heldout_shares(tokens):
     """{split: the share it is to hold of a book of so many tokens}"""
-    least = min(heldout_tokens / tokens, 0.15)
+    least = min(heldout_tokens / tokens, 0.15)  # of a short book no more
     return {"val": max(val_share, least), "test": max(test_share, least)}
 
 
@@ -636,9 +636,10 @@ def save(folder, streams, texts):
 
 def read_prepared(folder):
     """(text, sentences as in segments.jsonl, title) of a folder that `save` wrote."""
-    text, lines, statistics = ((folder / name).read_text(encoding="utf-8")
+    text, lines, statistics = ((folder / name).read_bytes()
                                for name in ("text.txt", "segments.jsonl", "statistics.json"))
-    return text, [*map(json.loads, lines.splitlines())], json.loads(statistics).get("title") or folder.name
+    title = json.loads(statistics).get("title") or folder.name
+    return text.decode(), [*map(json.loads, lines.splitlines())], title
 
 
 def report(statistics, folder):

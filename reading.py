@@ -330,7 +330,7 @@ def clean(text, found=None):
     text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
     lengths = sorted(map(len, lines))
-    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # of half the text
+    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # half the text is in longer
     ends = [SENTENCE_END.search(line) for line in lines if line]
     wrapped, end = width <= 120 and not marked, "\n"
     dense = lines.count("") < len(lines) / 10 and not marked
@@ -344,7 +344,7 @@ def clean(text, found=None):
     words, ends = Counter(re.findall(r"\w+(?:-\w+)*", text)), re.findall(HYPHEN, text)
     # a printer broke words at line ends if they are found unbroken elsewhere
     broken = sum(a + b in words for a, b in ends) > sum(f"{a}-{b}" in words for a, b in ends)
-    believed = sum(block[0].startswith(HEAD) for _, block in blocks) > 2  # the markup's headings
+    believed = sum(block[0][0] == HEAD for _, block in blocks) > 2  # the markup's headings
     paragraphs, heading = [], False
     for gap, block in _without_contents(blocks, found):
         first = block[0][0]
