@@ -264,7 +264,7 @@ def download(url, begin):
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
     path = Path("data") / (name if "." in name else name + ".txt")
     source, content = path.with_name(path.name + ".url"), bytearray()
-    if path.exists() and source.exists() and source.read_bytes() == url.encode():
+    if path.exists() and source.exists() and source.read_text(encoding="utf-8") == url:
         return path
     try:
         with urlopen(Request(url, headers={"User-Agent": "prepare.py"}), timeout=30) as response:
