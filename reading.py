@@ -1,16 +1,9 @@
-"""A book's file becomes clean text: paragraphs, and which of them are headings. prepare.py's first half.
-
-    download          an https:// address -> a file, once
-    read_book         a file -> text; by decode (which encoding), read_epub, markup_text (HTML, FictionBook)
-    clean             text -> [(paragraph, is it a heading)], hard-wrapped lines joined, verse and lists as
-                      they are; without licence, notes, page numbers and contents: Found.removed counts them
-    sentence_starts   where each paragraph's sentences begin
+"""prepare.py's first half: a book's file or address becomes clean paragraphs and headings.
 
 Markup says what is what; in plain text the look of lines and the rest of the book do. What is in doubt stays.
 """
 import codecs
 import contextlib
-import io
 import posixpath
 import re
 import unicodedata
@@ -18,49 +11,47 @@ import zipfile
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from configurator import fail
 
-MAX_BYTES = 64 * 2**20          # of a book, downloaded or unpacked
-LONGEST_SENTENCE = 2000         # characters; what runs on without a full stop is cut at a space before this
+MAX_BYTES = 64 * 2**20  # of a book, downloaded or unpacked
+LONGEST_SENTENCE = 2000  # characters; longer ones are cut at a space
 
 
 # ---- reading ----
 
 @dataclass
 class Found:
-    """What is learnt beside the text; removed: characters left out, by kind."""
+    """What is learnt beside the text; removed: {kind: characters left out}."""
     title: str = ""
     warnings: list = field(default_factory=list)
     removed: Counter = field(default_factory=Counter)
 
 
-MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"     # noncharacters: of markup; before a heading; before kept spaces
+MARKED, HEAD, KEPT = "\ufdd0\ufdd1\ufdd2"  # begin text from markup, a heading, lines with their spaces
 FOREIGN = {b"%PDF-": "PDF", b"{\\rtf": "RTF", b"\xd0\xcf\x11\xe0\xa1": "DOC", b"BOOKM": "MOBI"}
-TAGGED = re.compile(r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|"
-                    r"div|span|section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
+TAGGED = (r"(?is)\s*(<(!--.*?--|[?!][^>]*)>\s*)*<(html|head|meta|title|link|style|body|h[1-6]|p|div|span|"
+          r"section|article|a|b|i|em|center|font|table|ul|ol|pre|br|hr|img|FictionBook)\b")
 
 
 def read_book(path, found=None, encoding=""):
     """Path of a book -> (text, name of its encoding), or fail()."""
-    found = found or Found()
+    found, path = found or Found(), Path(path)
     try:
-        if not Path(path).is_file():
-            wrong = "is not a file" if Path(path).exists() else "does not exist"
-            raise ValueError(f"{wrong}: name the book itself, as in python prepare.py book.txt")
-        with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
+        if not path.is_file():
+            raise ValueError("does not exist or is not a file: name a book, as in python prepare.py book.txt")
+        if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
+        raw = path.read_bytes()
         if raw.startswith(b"PK\x03\x04"):
-            text, name = read_epub(path, raw, found, encoding), "epub"
+            text, name = read_epub(path, found, encoding), "epub"
         else:
             text, name = decode(raw, found, encoding)
             tags = len(re.findall("</?p>|<br", text, re.I))  # some HTML begins with lines of plain text
-            if TAGGED.match(text) or tags > 20 + len(text) / 1000:
+            if re.match(TAGGED, text) or tags > 20 + len(text) / 1000:
                 text = markup_text(text, found)
         if not re.search(r"\w", text):
             raise ValueError("has no words in it")
@@ -72,22 +63,22 @@ def read_book(path, found=None, encoding=""):
 
 
 def decode(raw, found, encoding=""):
-    """bytes -> (text, name of its encoding): the one given or declared, or what chardet finds; where UTF-8
-    and another are mixed, each line's own. ValueError where it is no text."""
+    """bytes -> (text, name of its encoding): given, declared, or found by chardet; where UTF-8 and another
+    are mixed, each line's own. ValueError where it is no text."""
     import chardet
     if kind := FOREIGN.get(raw[:5]) or FOREIGN.get(raw[60:65]):
         raise ValueError(f"is {kind}: convert it to .txt, .html or .epub first")
-    wide = b"\0" in raw or raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    lines = [raw] if wide else raw.split(b"\n")
+    wide = b"\0" in raw or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    lines = [] if encoding else [raw] if wide else raw.split(b"\n")
     strange = [line for line in lines if line.decode("utf-8", "ignore").encode() != line]
     telling = b"\n".join([*filter(bytes.isascii, lines[:200]), *strange])
     declared = re.search(rb"(?m)^Character set encoding: *(?!utf)([\w -]*\d)", telling, re.I)
     guesses = chardet.detect_all(telling, max_bytes=10**6)
-    near = 0.95 * (guesses[0]["confidence"] or 0)  # Windows-1252 goes before what is hardly likelier
+    near = 0.95 * guesses[0]["confidence"]  # Windows-1252 goes before what is hardly likelier
     guesses.sort(key=lambda guess: guess["encoding"] != "Windows-1252" or guess["confidence"] < near)
-    name = encoding or guesses[0]["encoding"] or ""
+    name = encoding or guesses[0]["encoding"]
     with contextlib.suppress(LookupError, TypeError):
-        name = encoding or codecs.lookup(declared[1].decode()).name
+        name = codecs.lookup(declared[1].decode()).name
     if not name:
         raise ValueError("is not text: the book must be .txt, .html, .epub or .fb2")
     if not encoding and not strange and not re.match("ISO-2022|HZ|UTF-7", name):  # which look like ASCII
@@ -95,26 +86,25 @@ def decode(raw, found, encoding=""):
     if re.fullmatch("iso-?8859-1|ascii", name, re.I):  # as browsers do
         name = "Windows-1252"
     # a few lines may be UTF-8 by accident, a tenth as many as the others are so on purpose
-    mixed = not encoding and 10 * sum(not line.isascii() for line in lines) > 11 * len(strange)
+    mixed = 10 * sum(not line.isascii() for line in lines) > 11 * len(strange)
     odd = set(strange)
     try:
         text = ("\n".join(line.decode(name if line in odd else "utf-8") for line in lines) if mixed
                 else raw.decode(name))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is damaged at byte {error.start}, if it is {name}: name its --encoding") from None
-    except LookupError as error:
-        raise ValueError(f"cannot be read: {error}") from None
-    if not encoding and not declared and guesses[0]["confidence"] < 0.9:
-        others = (guess["encoding"] for guess in guesses[1:])
-        if other := next((x for x in others if raw.decode(x, "replace") != text), ""):
-            found.warnings.append(f"The file does not say its encoding and was read as {name}; next is "
-                                  f"{other}. Look at text.txt; --encoding=NAME decides.")
+    except (UnicodeDecodeError, LookupError) as error:
+        raise ValueError(f"is damaged, or not {name} ({error}): name its --encoding") from None
+    if not declared and guesses[0]["confidence"] < 0.9:
+        for other in (guess["encoding"] for guess in guesses[1:]):
+            if raw.decode(other, "replace") != text:
+                found.warnings.append(f"The file does not say its encoding: read as {name}, next is {other}. "
+                                      "Look at text.txt; --encoding=NAME decides.")
+                break
     name = name.upper() if name.startswith("utf") else name
     return text, f"UTF-8, but {len(strange)} lines in {name}" if mixed else name
 
 
-def read_epub(path, raw, found, encoding):
-    """The text of an epub in its spine's order; for what cannot be read, a warning."""
+def read_epub(path, found, encoding):
+    """An epub's text, in its spine's order; for what cannot be read, a warning."""
     from lxml import etree
     room, texts, missing = MAX_BYTES, [], []
 
@@ -126,8 +116,7 @@ def read_epub(path, raw, found, encoding):
         where = place(href)
         if where.startswith(("/", "..")):
             fail(f"{path} is not a sound epub: it points outside its archive, to {href}")
-        with archive.open(names[where]) as file:
-            content = file.read(room + 1)
+        content = archive.open(names[where]).read(room + 1)
         room -= len(content)
         if room < 0:
             fail(f"{path} unpacks to more than {MAX_BYTES >> 20} MB: it is too large, or a zip bomb")
@@ -137,11 +126,11 @@ def read_epub(path, raw, found, encoding):
         return etree.fromstring(member(name), etree.XMLParser(recover=True, resolve_entities=False))
 
     try:
-        archive = zipfile.ZipFile(io.BytesIO(raw))
+        archive = zipfile.ZipFile(path)
         names = {place(name): name for name in archive.namelist()}
         package = tree("META-INF/container.xml").find(".//{*}rootfile").get("full-path")
         root, folder = tree(package), posixpath.dirname(package)
-        found.title = " ".join(root.findtext(".//{http://purl.org/dc/elements/1.1/}title", "").split())
+        found.title = " ".join(root.findtext(".//{*}title", "").split())
         items = {item.get("id"): item for item in root.iterfind(".//{*}item")}
         guide = {entry.get("href"): entry.get("type") for entry in root.iterfind(".//{*}reference")}
         for entry in root.iterfind(".//{*}itemref"):
@@ -160,28 +149,27 @@ def read_epub(path, raw, found, encoding):
         fail(f"{path} is not a readable epub ({error}): it may be damaged or encrypted")
     if missing:
         found.warnings.append(f"{len(missing)} of the epub's parts cannot be read and are left out: "
-                              + ", ".join(missing[:5]) + ".")
+                              f"{', '.join(missing[:5])}.")
     return MARKED + "\n\n".join(texts)
 
 
 HEADINGS = "h1 h2 h3 h4 h5 h6 subtitle".split()
 BLOCKS = ("address article aside blockquote body caption center cite dd div dl dt empty-line epigraph "
           "figcaption figure footer form header hr li main ol p poem pre section stanza table text-author ul")
-EDGES = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"}
-EDGES |= dict.fromkeys(BLOCKS.split() + HEADINGS, "\n\n")
+EDGES = {"br": ("", "\n"), "tr": ("\n", ""), "v": ("\n", ""), "td": ("\t", ""), "th": ("\t", "")}
+EDGES |= dict.fromkeys(BLOCKS.split() + HEADINGS, ("\n\n", "\n\n"))
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
-NOT_THE_AUTHORS = {     # kind: (words of class, id, role ... that mark it, characters at most)
+NOT_THE_AUTHORS = {  # kind: (words of class, id, role ... that mark it, characters at most)
     "marks": ("page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|(fn|footnote)-?ref|back-?(link|ref)", 25),
     "notes": ("((foot|end|rear|side|trans|t|transcribers?)-?notes?)|marginalia", 100_000),
     "contents": ("toc|landmarks|lo[it]|page-list", 30_000),
     "licence": ("pg[-_]?(header|footer|boilerplate)|imprint|colophon|(un)?copyright(-page)?", 25_000)}
-PG_TITLE = re.compile(r"(The )?Project Gutenberg('s| e-?book of| e-?text of)\W*|\W*Project Gutenberg$", re.I)
-NOTE_MARK = re.compile(r"[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|"
-                       r"\W?([↩↑⤴⇑^]|back|return)\W?", re.I)
+PG_TITLE = r"(?i)(The )?Project Gutenberg('s| e-?book of| e-?text of)\W*|\W*Project Gutenberg$"
+NOTE_MARK = r"(?i)[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|\W?([↩↑⤴⇑^]|back|return)\W?"
 
 
 def _labelled(label, size):
-    """The kind in NOT_THE_AUTHORS of what has such a label and size, or ""."""
+    """The kind in NOT_THE_AUTHORS for such a label and size, or ""."""
     for kind, (words, most) in NOT_THE_AUTHORS.items():
         pattern = rf"(doc-)?({words})[-_.]?\d*"
         if size <= most and any(re.fullmatch(pattern, word, re.I) for word in label.split()):
@@ -194,50 +182,52 @@ def _text(node):
 
 
 def _not_the_authors(node):
-    """The kind of what an editor or a publisher put in, or ""."""
-    label = " ".join(node.get(name, "") for name in ("class", "id", "epub:type", "role", "name", "type"))
+    """The kind of what editor or publisher put in, or ""."""
     tag, text = node.tag, _text(node).strip()
     if tag in ("rt", "rp"):
         return "marks"
-    if tag in ("a", "sup") and NOTE_MARK.fullmatch(text):
+    if tag in ("a", "sup") and re.fullmatch(NOTE_MARK, text):
         before = node.xpath("string(preceding-sibling::node()[1][self::text()])")
         after_word = re.search(r"([^\W\d_]{2}|[.,;:!?…)\]\"'’”»])\s*$", before)
-        if "#" in node.get("href", "") or tag == "sup" and (after_word or node.find(".//a") is not None):
+        if "#" in node.get("href", "") or tag == "sup" and (after_word or node.xpath(".//a")):
             return "marks"
     if tag in ("p", "li", "ul", "ol", "table") and len(text) < 30_000:
         links = [a for a in node.iterfind(".//a") if not a.get("href", "http").startswith("http")]
         linked = sum(len(_text(a).strip()) for a in links) / max(1, len(text))
         if linked > 0.9 if tag in ("p", "li") else linked > 0.5 and len(links) > 2:
             return "contents"
+    label = " ".join(node.get(name, "") for name in "class id epub:type role name type".split())
     return "" if tag in HEADINGS else _labelled(label, len(text))
 
 
 def markup_text(markup, found, label=""):
-    """HTML, XHTML or FictionBook -> MARKED and its text: blank lines between blocks, HEAD before a heading,
-    KEPT before what is preformatted; no text where the label is of what is not the author's."""
+    """HTML, XHTML or FictionBook -> MARKED and its text: blank lines between blocks, HEAD before headings,
+    KEPT before preformatted text; nothing if the label is of what is not the author's."""
     from lxml import etree, html
     fiction = "<FictionBook" in markup[:5000]
-    options = {"remove_comments": True, "remove_pis": True, "huge_tree": True, "encoding": "utf-8"}
+    options = dict(remove_comments=True, remove_pis=True, huge_tree=True, encoding="utf-8")
     if fiction:
         parser = etree.XMLParser(recover=True, resolve_entities=False, **options)
     else:  # maybe several pages, and XHTML's <a/>, which opens in HTML
         parser = html.HTMLParser(**options)
-        markup = re.sub(r"(?i)<!doctype[^>]*>|</?html\b[^>]*>", "", markup)
-        markup = re.sub(r"(?i)(</?)body\b", r"\1div", markup)
-        empty = r"(?i)<(?!(?:br|hr|img|col|link|meta|input|wbr)\b)([a-z]\w*)\b([^<>]*)/>"
-        markup = re.sub(empty, r"<\1\2></\1>", markup)
+        for pattern, instead in (
+                (r"<!doctype[^>]*>|</?html\b[^>]*>", ""), (r"(</?)body\b", r"\1div"),
+                (r"<(?!(?:br|hr|img|col|link|meta|input|wbr)\b)([a-z]\w*)\b([^<>]*)/>", r"<\1\2></\1>")):
+            markup = re.sub(pattern, instead, markup, flags=re.I)
     root = etree.fromstring(re.sub(r"<\?.*?>|\0", "", markup).encode("utf-8", "replace") or b"<p/>", parser)
-    nodes = [] if root is None else list(root.iter())
+    if root is None:  # nothing but comments
+        return MARKED
+    nodes = list(root.iter())
     for node in nodes:
         node.tag = etree.QName(node).localname.lower()
         if node.tag in ("title", "book-title"):
-            found.title = found.title or PG_TITLE.sub("", " ".join(_text(node).split()))
+            found.title = found.title or re.sub(PG_TITLE, "", " ".join(_text(node).split()))
         if fiction and node.tag == "title":
             node.tag = "h1"
     for node in nodes:
         if kind := "notes" if fiction and node.tag == "body" and node.get("name") else _not_the_authors(node):
             node.tag = "unwanted"
-            if next(node.iterancestors("unwanted"), None) is None:
+            if not node.xpath("ancestor::unwanted"):
                 found.removed[kind] += len(_text(node))
     etree.strip_elements(root, "unwanted", *HIDDEN, with_tail=False)
     text = _laid_out(root)
@@ -248,16 +238,15 @@ def markup_text(markup, found, label=""):
 
 def _laid_out(root):
     """A parsed document -> markup_text's result."""
-    preformatted, text = list(root.iter("pre")), _text(root)
-    if sum(len(_text(node)) for node in preformatted) > len(text) / 2:
+    text, kept = _text(root), {*root.xpath("//pre//*")}
+    if sum(len(_text(node)) for node in root.iter("pre")) > len(text) / 2:
         return text  # plain text in an HTML file
-    kept = {node for pre in preformatted for node in pre.iterdescendants()}
     for node in root.iter():
-        edge, text, tail = EDGES.get(node.tag, ""), node.text or "", node.tail or ""
+        text, tail = node.text or "", node.tail or ""
         if node not in kept:
             text, tail = text if node.tag == "pre" else re.sub(r"\s+", " ", text), re.sub(r"\s+", " ", tail)
-        node.text = edge * (node.tag != "br") + text
-        node.tail = edge * (len(edge) > 1 or node.tag == "br") + tail
+        before, after = EDGES.get(node.tag, ("", ""))
+        node.text, node.tail = before + text, after + tail
     for node in list(root.iter("pre", *HEADINGS)):
         text = _text(node)
         del node[:]
@@ -269,7 +258,7 @@ def _laid_out(root):
 
 
 def download(url, begin):
-    """Fetch a book to data/, once. begin(phase, total) -> advance(steps)"""
+    """Fetch a book to data/, once -> its path. begin(phase, total) -> advance(steps)"""
     from http.client import HTTPException
     from urllib.request import Request, urlopen
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
@@ -279,19 +268,19 @@ def download(url, begin):
         return path
     try:
         with urlopen(Request(url, headers={"User-Agent": "prepare.py"}), timeout=30) as response:
-            size = int(response.headers.get("Content-Length") or 0)
-            advance = begin("downloading", size or None)
-            while max(size, len(content)) <= MAX_BYTES and (block := response.read(2**16)):
+            size = response.length or 0
+            advance = begin("downloading", response.length)
+            while block := response.read(2**16):
                 content += block
                 advance(len(block))
-        if max(size, len(content)) > MAX_BYTES:
-            fail(f"{url} is larger than {MAX_BYTES >> 20} MB: this is no book")
+                if max(size, len(content)) > MAX_BYTES:
+                    fail(f"{url} is larger than {MAX_BYTES >> 20} MB: this is no book")
         if len(content) < size:
             fail(f"{url} broke off after {len(content)} of {size} bytes: try again")
         path.parent.mkdir(exist_ok=True)
         source.unlink(missing_ok=True)
         path.write_bytes(content)
-        source.write_text(url, encoding="utf-8")  # last: what is without it is fetched again
+        source.write_bytes(url.encode())  # last: what is without it is fetched again
     except (OSError, ValueError, HTTPException) as error:
         fail(f"{url} cannot be downloaded: {str(error).strip('<>')}")
     return path
@@ -299,37 +288,35 @@ def download(url, begin):
 
 # ---- cleaning ----
 
-HEADING = re.compile(                           # what chapters are called, and numbers that stand alone
+HEADING = re.compile(  # what chapters are called, and numbers that stand alone
     r"(chapter|letter|book|part|volume|vol|canto|act|scene|section|stave|chapitre|livre|partie|acte|kapitel|"
     r"buch|teil|band|cap[ií]tulo|capitolo|libro|parte|hoofdstuk|глава|часть|том)\W{1,3}"
     r"((?-i:[IVXLCDM]+)\b|\d+|[^\W\d_]+$)|第.{1,9}[章回节節卷]|"
     r"(prologue|epilogue|preface|foreword|introduction|afterword|appendix|finis|the end)\W?$|"
     r"((?-i:[IVXLCDM]+)|\d+)\.?$", re.I)
-CONTENTS = re.compile("(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|"
-                      "table des mati[èe]res|[íi]ndice|sommaire|inhoud|содержание|оглавление|"
-                      "目录|目錄|目次", re.I)
+CONTENTS = ("(?i)(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|table des mati[èe]res|"
+            "[íi]ndice|sommaire|inhoud|содержание|оглавление|目录|目錄|目次")
 LIST_ITEM = re.compile(r"\s*([-*•–—]|\(?(\d{1,3}|[a-z]|[ivx]+)[.)])\s", re.I)
-ONLY_STOPS = "。．｡！？؟۔।॥።။៕"                # full stops and nothing else
+ONLY_STOPS = "。．｡！？؟۔।॥።။៕"  # full stops and nothing else
 CLOSING = "\"'’”“»«›‹)\\]」』）》】"
 SENTENCE_END = re.compile(rf"[.!?…:{ONLY_STOPS}][{CLOSING}—–-]*$")
 LINE_STOP = re.compile(rf"[,;，、；،؛.!?…:{ONLY_STOPS}][{CLOSING}]*$")
 UNAMBIGUOUS_END = re.compile(rf"[{ONLY_STOPS}]+[{CLOSING}]*\s*")
-SPEECH = re.compile("[\"“„«»‹›‘‚「『《—–-]")     # what a paragraph of dialogue begins with
+SPEECH = "[\"“„«»‹›‘‚「『《—–-]"  # what a paragraph of dialogue begins with
 TITLE = re.compile(r"\b(M|Mr|Mrs|Ms|Messrs|Mme|Mlle|MM|Mgr|Drs?|Ste?|Capt|Col|Gen|Lieut|Lt|Maj|Sergt|Sgt|Rev|"
                    r"Hon|Prof|Gov|Hr|Frl?|Sra?|Srta|Sig|Dott)\.\s*$")
-EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"    # no spaces
-HYPHEN = re.compile(r"\b([^\W\d_]+)-\n\s*([^\W\d_]+)\b(?!-)")
-BEGIN = (r"[^\w\n]*START OF TH(?:E|IS) PROJECT GUTENBERG(?:(?:[^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n|"
+EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"  # no spaces
+HYPHEN = r"\b([^\W\d_]+)-\n\s*([^\W\d_]+)\b(?!-)"
+BEGIN = (r"[^\w\n]*START OF TH(E|IS) PROJECT GUTENBERG(([^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n|"
          r"[^\w\n]*END[* ]*THE SMALL PRINT.*\n")
-FINISH = r"[^\w\n]*(?:the )?(?:end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
-LICENCE = re.compile(r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL LICENSE).*")
-CREDITS = re.compile(r"\s*(?:^[^\w\n]*(?:Produced by|E-?text prepared|This e-?(?:text|book) was|Transcribed|"
-                     r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
-                     r"Note: (?:Project|Images|There)|http).*(?:\n.+){0,12}\s*){1,6}", re.I | re.M)
-BRACKETED = re.compile(r"\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|"
-                       r"footnote|sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|"
-                       r"nota d)\b", re.I)
-TRANSCRIBER = re.compile(r"\W*(the )?transcriber\W?s?\W? notes?\b", re.I)
+FINISH = r"[^\w\n]*(the )?(end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
+LICENCE = r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL LICENSE).*"
+CREDITS = (r"(?im)\A\s*(^[^\w\n]*(Produced by|E-?text prepared|This e-?(text|book) was|Transcribed|"
+           r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
+           r"Note: (Project|Images|There)|http).*(\n.+){0,12}\s*){1,6}")
+BRACKETED = (r"(?i)\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|footnote|"
+             r"sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|nota d)\b")
+TRANSCRIBER = r"(?i)\W*(the )?transcriber\W?s?\W? notes?\b"
 DOTTED = re.compile(r"\.\s?\.\s?\.\s*\d+$")
 PAGE_NUMBER = re.compile(r"(\s{3,}|\.[\s.]*\s|[\s.]{3,})(\d+|[ivxlc]+)\s*$")
 
@@ -343,35 +330,31 @@ def clean(text, found=None):
     text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
     lengths = sorted(map(len, lines))
-    width = lengths[bisect_left(list(accumulate(lengths)), sum(lengths) / 2)]  # half of the text is in longer
+    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # half the text is in longer
     ends = [SENTENCE_END.search(line) for line in lines if line]
-    wrapped = width <= 120 and not marked
+    wrapped, end = width <= 120 and not marked, "\n"
     dense = lines.count("") < len(lines) / 10 and not marked
     if dense and (not wrapped or len(ends) > 20 and _share(ends) > 0.8):
-        lines, wrapped = [part for line in lines for part in (line, "")], False  # a line is a paragraph
-    blocks, gap = [], 9  # each with the number of blank lines before it
-    for blank, block in groupby(lines, key=lambda line: not line.strip()):
-        if blank:
-            gap = len(list(block)) + 9 * (not blocks)
-        else:
-            blocks.append((gap, list(block)))
+        wrapped, end = False, "\n\n"  # a line is a paragraph
+    blocks = [(len(gap) - 1, block.split("\n"))  # each with the number of blank lines before it
+              for gap, block in re.findall(r"(\n*)(.+(?:\n.+)*)", "\n" * 10 + end.join(lines))]
     usual = 99 if marked or not blocks else Counter(gap for gap, _ in blocks).most_common(1)[0][0]
     if wrapped:
         blocks = [part for gap, block in blocks for part in _unmarked_paragraphs(gap, block, width)]
-    words, ends = Counter(re.findall(r"\w+(?:-\w+)*", text)), HYPHEN.findall(text)
+    words, ends = Counter(re.findall(r"\w+(?:-\w+)*", text)), re.findall(HYPHEN, text)
     # a printer broke words at line ends if they are found unbroken elsewhere
-    broken = sum(words[a + b] > 0 for a, b in ends) > sum(words[f"{a}-{b}"] > 0 for a, b in ends)
-    believed = sum(block[0].startswith(HEAD) for _, block in blocks) > 2  # the markup's headings
+    broken = sum(a + b in words for a, b in ends) > sum(f"{a}-{b}" in words for a, b in ends)
+    believed = sum(block[0][0] == HEAD for _, block in blocks) > 2  # the markup's headings
     paragraphs, heading = [], False
     for gap, block in _without_contents(blocks, found):
+        first = block[0][0]
+        paragraph = "\n".join(line if first == KEPT else " ".join(line.split()) for line in block)
         if wrapped and not _in_lines(block, width):
-            paragraph = _reflow(block, words, broken)
-        else:
-            paragraph = "\n".join(line if block[0][0] == KEPT else " ".join(line.split()) for line in block)
+            paragraph = _reflow(paragraph, words, broken)
         paragraph = re.sub(r"(?<!\w)_(?=[^\s_])|(?<=[^\s_])_(?!\w)", "", paragraph).strip(HEAD + KEPT + "\n")
-        heading = block[0][0] == HEAD or (not re.search(r"\w", paragraph) if believed
-                                          else _is_heading(paragraph, gap > usual, heading))
-        paragraphs += [(paragraph, heading)] if paragraph else []
+        heading = first == HEAD or _is_heading(paragraph, believed, gap > usual, heading)
+        if paragraph:
+            paragraphs.append((paragraph, heading))
     found.removed = +found.removed  # what was none does not count
     return paragraphs
 
@@ -380,41 +363,39 @@ def _without_gutenberg(text, found):
     """Without Project Gutenberg's headers and licences."""
     books, position, inside = [], 0, True  # inside a book, or in the licence after one
 
-    def after_licence(part):
-        match = LICENCE.match(part)
+    def without_licence(part):
+        if inside:
+            return part
+        match = re.match(LICENCE, part)
         size = match.end() if match else len(part) if len(part) < 30_000 else max(0, part.find("\n\n"))
         found.removed["licence"] += size
         return part[size:]
 
     for mark in re.finditer(f"^(?:({BEGIN})|{FINISH})", text + "\n", re.M | re.I):
         before = text[position:mark.start()]
-        opening = re.search(r"START\W*THE SMALL PRINT", before[:6000], re.I)
         if not mark[1] and inside:
             books.append(before)
             position, inside = mark.start(), False
-        elif mark[1] and ("SMALL" not in mark[1].upper()
-                          or inside and (opening or 2 * len(before) < len(text))):  # not after the book
-            header = before if inside else after_licence(before)
-            if said := re.search(r"^[^\w\n]*Title: *(.+(?:\n +\S.*)*)", header, re.M):
+        elif mark[1] and ("SMALL" not in mark[1].upper() or inside and (  # not after the book
+                2 * len(before) < len(text) or re.search(r"(?i)START\W*THE SMALL PRINT", before[:6000]))):
+            header = without_licence(before)
+            if said := re.search(r"^[^\w\n]*Title: *(.+(\n +\S.*)*)", header, re.M):
                 found.title = " ".join(said[1].split())
             book = header if len(header) >= 30_000 else ""  # no header is as large
             found.removed["header"] += len(mark[0]) + len(header) - len(book)
             books.append(book)
             position, inside = mark.end(), True
-    rest = text[position:]
-    books.append(rest if inside else after_licence(rest))
-    for number, part in enumerate(books):
-        if credit := CREDITS.match(part):
-            found.removed["header"] += credit.end()
-            books[number] = part[credit.end():]
-    return "\n\n\n".join(books)
+    books.append(without_licence(text[position:]))
+    bare = [re.sub(CREDITS, "", book) for book in books]
+    found.removed["header"] += sum(map(len, books)) - sum(map(len, bare))
+    return "\n\n\n".join(bare)
 
 
 def _without_notes(text, found):
-    """Without captions, notes and page numbers in brackets; what is never closed ends at a blank line."""
+    """Without captions, notes and page numbers in brackets; one never closed ends at a blank line."""
     import regex  # unlike re, it finds brackets within brackets
     closed, parts, position = regex.compile(r"\[(?:[^\[\]]++|(?R))*+\]"), [], 0
-    for opening in BRACKETED.finditer(text):
+    for opening in re.finditer(BRACKETED, text):
         start, kind, most = opening.start(), *(("marks", 600) if opening[1] else ("notes", 4000))
         if start < position:
             continue
@@ -424,8 +405,7 @@ def _without_notes(text, found):
         position = end if end > 0 else opening.end()
         found.removed[kind] += position - start
     text = "".join(parts) + text[position:]
-    notes = set(re.findall(r"^ *\[(\w{1,3}|\*+)\] ", text, re.M))
-    notes &= set(re.findall(r"\S\[(\w{1,3}|\*+)\]", text))
+    notes = {*re.findall(r"^ *\[(\w{1,3}|\*+)\] ", text, re.M)} & {*re.findall(r"\S\[(\w{1,3}|\*+)\]", text)}
     for kind, pattern in (("marks", r" ?(?:\[(?:Pg|Page|p\.|S\.|Seite) ?\d+\]|\{\d{1,4}\})()"),
                           ("notes", r"^ *\[(\w{1,3}|\*+)\] .{0,2000}(?:\n.*\S.*){0,40}"),
                           ("notes", r"(?<=\S)\[(\w{1,3}|\*+)\]")):
@@ -437,19 +417,19 @@ def _without_notes(text, found):
 
 
 def _unmarked_paragraphs(gap, block, width):
-    """A block, split at indented lines, a long one also after short lines that end a sentence."""
+    """A block split at indented lines; a long one also after short lines that end a sentence."""
     indented, ideographic = [line[:2].isspace() for line in block], any(line[0] == "\u3000" for line in block)
     if _in_lines(block, width) and not ideographic:
         return [(gap, block)]
-    by_indent = sum(indented) * 2 < len(block) or ideographic
+    by_indent = ideographic or _share(indented) < 0.5
     starts = [i for i in range(1, len(block)) if by_indent and indented[i]
               or len(block) > 40 and len(block[i - 1]) < 0.8 * width and SENTENCE_END.search(block[i - 1])]
     return [(0 if i else gap, block[i:j]) for i, j in pairwise([0, *starts, len(block)])]
 
 
 def _in_lines(block, width):
-    """Whether line breaks are the author's, not a hard wrap at about `width`: lines are short, begin with
-    capitals (in scripts without: end in stops), and break where the next word had room."""
+    """Whether lines are the author's, not wrapped at about `width`: short, with capitals at the beginning (in
+    scripts without: stops at the end), and broken where the next word had room."""
     if len(block) < 2 or any(re.search(r"\w-$", line) for line in block):
         return False
     if _share(map(LIST_ITEM.match, block)) > 0.5:
@@ -468,30 +448,32 @@ def _in_lines(block, width):
 
 
 def _share(tests):
-    """What part of the tests' results are true, in [0, 1]."""
-    results = list(map(bool, tests))
+    """The share of true results, in [0, 1]."""
+    results = [*map(bool, tests)]
     return sum(results) / max(1, len(results))
 
 
-def _reflow(block, words, broken):
-    """Lines joined. A hyphen at an end stays unless the book writes the word without, or breaks words."""
+def _reflow(paragraph, words, broken):
+    """Joined lines. A hyphen at an end stays unless the book writes the word without or breaks words."""
     def joined(match):
-        whole, hyphened = match[1] + match[2], f"{match[1]}-{match[2]}"
-        if re.fullmatch("und|oder|bis|noch|and|or|to|en|of|och|eller|og", match[2]):
-            return f"{match[1]}- {match[2]}"  # as in Korn- und Mehlsäcke
+        first, second = match.groups()
+        whole, hyphened = first + second, f"{first}-{second}"
+        if re.fullmatch("und|oder|bis|noch|and|or|to|en|of|och|eller|og", second):
+            return f"{first}- {second}"  # as in Korn- und Mehlsäcke
         return whole if words[whole] > words[hyphened] - (broken and not words[hyphened]) else hyphened
 
-    paragraph = HYPHEN.sub(joined, "\n".join(" ".join(line.split()) for line in block))
-    paragraph = re.sub(rf"(?<=[{EAST}])\n(?=[{EAST}“‘—…])|(?<=[”’—…])\n(?=[{EAST}])", "", paragraph)
+    paragraph = re.sub(rf"(?<=[{EAST}])\n(?=[{EAST}“‘—…])|(?<=[”’—…])\n(?=[{EAST}])", "",
+                       re.sub(HYPHEN, joined, paragraph))
     return paragraph.replace("\n", " ")
 
 
-def _is_heading(paragraph, set_off, after_heading):
-    """A short line named or numbered as a heading, in capitals, set off by more than the usual blank lines,
-    or after another; or an ornament such as * * *."""
+def _is_heading(paragraph, believed, set_off, after_heading):
+    """An ornament such as * * *; or, unless markup is believed, a short line named or numbered as a heading,
+    in capitals, set off by unusually many blank lines, or after another."""
     if not re.search(r"\w", paragraph):
         return True
-    if len(paragraph) > 80 or paragraph.count("\n") > 1 or SPEECH.match(paragraph) and not set_off:
+    long = len(paragraph) > 80 or paragraph.count("\n") > 1
+    if believed or long or re.match(SPEECH, paragraph) and not set_off:
         return False
     if HEADING.match(paragraph) and (set_off or len(paragraph) < 40) or set_off and paragraph.isupper():
         return True
@@ -500,8 +482,8 @@ def _is_heading(paragraph, set_off, after_heading):
 
 
 def _without_contents(blocks, found):
-    """Without transcriber's notes and contents, whose entries end in a page number or stand alone once more
-    in the book; after the word Contents they need only look alike."""
+    """Without transcriber's notes and contents, whose entries end in page numbers or stand alone elsewhere in
+    the book; after the word Contents they need only look alike."""
     def plain(line):
         return " ".join(re.findall(r"\w+", PAGE_NUMBER.sub("", line).casefold())) or line
 
@@ -518,9 +500,9 @@ def _without_contents(blocks, found):
         listed = alike and (len(seen) == 1 or named) and gap <= (nearest or gap)
         kind = "contents"
         left, last = left - size, marked and 10 * left < total  # a section of its own at the end
-        if TRANSCRIBER.match(lines[0]) or budget >= size and (gap < 2 or last) and block[0][0] != HEAD:
+        if re.match(TRANSCRIBER, lines[0]) or budget >= size and (gap < 2 or last) and block[0][0] != HEAD:
             kind, budget = "notes", max(0, (budget or (left + size if last else 3000)) - size)
-        elif len(block) == 1 and CONTENTS.fullmatch(lines[0].strip(" .:_")):
+        elif len(block) == 1 and re.fullmatch(CONTENTS, lines[0].strip(" .:_")):
             seen, nearest, budget = {""}, 0, 0
         elif seen and entries[0] not in seen and max(map(len, lines)) <= 90 and (
                 again or listed or _share(map(PAGE_NUMBER.search, lines)) > 0.5):
@@ -535,24 +517,22 @@ def _without_contents(blocks, found):
 # ---- sentences ----
 
 def sentence_starts(paragraphs):
-    """clean()'s list -> for each paragraph the offsets at which sentences, with the white space before them,
-    begin: Punkt's (Kiss and Strunk 2006), learnt from the book, and those after ONLY_STOPS."""
-    from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
-    trainer = PunktTrainer()
-    trainer.train("\n".join(p for p, heading in paragraphs if not heading), finalize=True)
-    punkt = PunktSentenceTokenizer(trainer.get_params())
+    """clean()'s list -> where each paragraph's sentences, with the white space before them, begin: Punkt's
+    (Kiss and Strunk 2006), learnt from the book, and those after ONLY_STOPS."""
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+    punkt = PunktSentenceTokenizer("\n".join(paragraph for paragraph, heading in paragraphs if not heading))
     return [[0] if heading else _starts(paragraph, punkt) for paragraph, heading in paragraphs]
 
 
 def _starts(paragraph, punkt):
     starts = [0]
     for begin, end in punkt.span_tokenize(paragraph):
-        stops = UNAMBIGUOUS_END.finditer(paragraph[begin:end].rstrip())
-        for a, b in pairwise([begin, *(begin + stop.end() for stop in stops), end]):
+        stops = (stop.end() for stop in UNAMBIGUOUS_END.finditer(paragraph, begin, end))
+        for a, b in pairwise([begin, *stops, end]):
             # Punkt ends one at every ? and !, also in “Who?” he said; and a quote alone is no sentence
             sentence = paragraph[a:b].lstrip()
             if 0 < a < b and re.search(r"\w", sentence) and not (
-                    sentence[0].islower() or TITLE.search(paragraph, max(0, a - 12), a)):
+                    sentence[0].islower() or TITLE.search(paragraph, a - 12, a)):
                 starts.append(len(paragraph[:a].rstrip()))
     for a, b in pairwise([*starts, len(paragraph)]):
         while b - a > LONGEST_SENTENCE:
