@@ -765,6 +765,7 @@ def set_up_cpu(config):
     if hasattr(libc, "mallopt"):  # not in musl
         libc.mallopt(-1, -1)      # M_TRIM_THRESHOLD: never shrink the heap
         libc.mallopt(-4, 0)       # M_MMAP_MAX: all from the heap, whatever its size
+        libc.mallopt(-8, 1)       # M_ARENA_MAX: one heap for all threads, so that a server does not grow
     if count_parameters(config)["total"] < 10e6 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 

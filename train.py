@@ -78,11 +78,12 @@ conv = 5                # width of the short convolution before attention; 0: no
 embedding_init = "cooccurrence"  # from the training text, or from chance {cooccurrence, normal}
 # the curriculum: each stage's stream, window of mask rates, share of rows that draw from all of them
 stages = [
-    {"name": name, "data": data, "mask_rate": window, "replay": 0.5, "epochs": epochs, "max_steps": 0,
-     "lr_factor": lr_factor}
-    for name, data, window, epochs, lr_factor in (("foundational", "stage1", [0.75, 0.90], 75.0, 1.0),
-                                                  ("structural", "stage2", [0.40, 0.60], 150.0, 0.8),
-                                                  ("refinement", "stage3", [0.05, 0.20], 300.0, 0.5))]
+    {"name": "foundational", "data": "stage1", "mask_rate": [0.75, 0.90], "replay": 0.5,
+     "epochs": 75.0, "max_steps": 0, "lr_factor": 1.0},
+    {"name": "structural", "data": "stage2", "mask_rate": [0.40, 0.60], "replay": 0.5,
+     "epochs": 150.0, "max_steps": 0, "lr_factor": 0.8},
+    {"name": "refinement", "data": "stage3", "mask_rate": [0.05, 0.20], "replay": 0.5,
+     "epochs": 300.0, "max_steps": 0, "lr_factor": 0.5}]
 stage_patience = 0      # evaluations without improvement that end a stage early; 0: never [0, ...)
 patience = 0            # evaluations without a new best that end the run; 0: never [0, ...)
 carry_over = False      # one optimizer, warm-up and cosine for all stages; False: fresh in each
