@@ -11,14 +11,13 @@ Text goes to stdout, everything else to stderr. The same seed and settings give 
 import sys
 
 if __name__ == "__main__" and sys.stderr.isatty():
-    print("loading ...", end="\r", file=sys.stderr, flush=True)  # importing torch takes seconds
+    sys.stderr.write("loading ...\r")  # importing torch takes seconds
 
 import codecs
 import contextlib
 import functools
 import itertools
 import json
-import os
 import random
 import re
 import time
@@ -58,6 +57,7 @@ save_model = ""               # a folder for the model as others read it: safete
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
 TRIES = 25                    # combinations of gap lengths, at most
 LONGEST_GAP = 1_000_000       # tokens, as max_tokens
+GAP, WORD = -1, -2            # in place of a gap's ids; WORD has to bring a space
 
 
 def load(path, device=""):
@@ -90,22 +90,42 @@ def parse_template(template):
 
 def canvas(tokenizer, parts, config):
     """(T,) int64: the tokens of fixed text, and the gaps' [MASK]s. ValueError for a gap of no token."""
-    return torch.tensor([*itertools.chain(*_tokenize(tokenizer, parts, config.mask_id))], dtype=torch.long)
+    ids = _ids(tokenizer, parts)
+    return ids.masked_fill(ids < 0, config.mask_id)
+
+
+def word_starts(tokenizer, parts):
+    """(T,) bool: the first tokens of gaps after a space, which have to bring it."""
+    return _ids(tokenizer, parts) == WORD
+
+
+def _ids(tokenizer, parts):
+    return torch.tensor([*itertools.chain(*_tokenize(tokenizer, parts))], dtype=torch.long)
+
+
+def _tokenize(tokenizer, parts):
+    """One list of ids per part: a gap's are GAP, after a space the first is WORD."""
+    for before, part, after in zip(["", *parts], parts, [*parts[1:], ""]):
+        if isinstance(part, str):
+            yield tokenizer.encode(part.rstrip(" ") if isinstance(after, int) else part)
+        elif 1 <= part <= LONGEST_GAP:
+            yield [WORD if str(before).endswith(" ") else GAP, *[GAP] * (part - 1)]
+        else:
+            raise ValueError(f"a gap is 1 to {LONGEST_GAP:,} tokens long, not {part}")
 
 
 def texts(tokenizer, parts, row):
     """One str per part of a filled canvas `row` (T,): fixed text as given; a gap without half characters, and
     without white space beside other or at an end of the text."""
-    result, start = [], 0
-    for part, after, ids in zip(parts, [*parts[1:], " "], _tokenize(tokenizer, parts, -1)):
+    result, lengths = [], [len(ids) for ids in _tokenize(tokenizer, parts)]
+    for part, after, ids in zip(parts, [*parts[1:], " "], row.split(lengths)):
         if isinstance(part, int):
-            part = _printable(tokenizer.decode(row[start:start + len(ids)].tolist(), "ignore"))
+            part = _printable(tokenizer.decode(ids.tolist(), "ignore"))
             if not "".join(result)[-1:].strip():
                 part = part.lstrip()
-            if isinstance(after, str) and after[:1].isspace():
+            if str(after)[:1].isspace():
                 part = part.rstrip()
         result.append(part)
-        start += len(ids)
     return result
 
 
@@ -114,27 +134,7 @@ def _printable(text):
     return "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
 
 
-def _tokenize(tokenizer, parts, mask_id):
-    """One list of ids per part."""
-    for part, after in zip(parts, [*parts[1:], None]):
-        if isinstance(part, str):
-            yield tokenizer.encode(part.rstrip(" ") if isinstance(after, int) else part)
-        elif 1 <= part <= LONGEST_GAP:
-            yield [mask_id] * part
-        else:
-            raise ValueError(f"a gap is 1 to {LONGEST_GAP:,} tokens long, not {part}")
-
-
 # ---- filling
-
-def word_starts(tokenizer, parts):
-    """(T,) bool: the first tokens of gaps after a space, which have to bring it."""
-    result = []
-    for before, part, ids in zip(["", *parts], parts, _tokenize(tokenizer, parts, -1)):
-        starts = isinstance(part, int) and str(before).endswith(" ")
-        result += [starts, *[False] * len(ids)][:len(ids)]
-    return torch.tensor(result, dtype=torch.bool)
-
 
 def not_words(tokenizer):
     """(n_text,) bool: the tokens that are not a space and more; none in a language without spaces."""
@@ -149,28 +149,36 @@ class Job(NamedTuple):
     seed: int
 
 
-def batches(model, tokenizer, jobs, how=None):
-    """Fill jobs, in order: yield (indices of a batch's, its Steps). A text does not depend on its batch. With
-    a tokenizer, a gap after a space begins a word."""
-    positions, todo = 1024 if model.device.type == "cpu" else 8192, range(len(jobs))
-    while todo:
-        widths = itertools.accumulate((len(jobs[i].row) for i in todo), max)
+def fill(model, tokenizer, jobs, how=None, watch=None):
+    """Fill jobs in order and in batches: yield (row, its confidence as in Step, calls, seconds) of each. A text
+    does not depend on its batch. With a tokenizer, a gap after a space begins a word. watch(jobs, Step,
+    seconds) sees each step of a batch."""
+    positions = 1024 if model.device.type == "cpu" else 8192
+    while jobs:
+        widths = itertools.accumulate((len(job.row) for job in jobs), max)
         size = max(1, sum(n * width <= positions for n, width in enumerate(widths, 1)))
-        batch, todo = todo[:size], todo[size:]
-        _, parts, rows, seeds = zip(*(jobs[i] for i in batch))
+        batch, jobs = jobs[:size], jobs[size:]
+        _, parts, rows, seeds = zip(*batch)
         bar = (pad([word_starts(tokenizer, each) for each in parts], False),
                not_words(tokenizer)) if tokenizer else None
-        yield batch, denoise(model, pad(rows, model.config.pad_id), seeds, how, bar=bar)
+        tokens = pad(rows, model.config.pad_id)
+        confidence, calls = torch.ones(tokens.shape), torch.zeros(len(batch), dtype=torch.long)
+        seconds, begun = 0.0, time.perf_counter()
+        for step in denoise(model, tokens, seeds, how, bar=bar):
+            seconds += time.perf_counter() - begun
+            tokens, confidence = step.tokens, step.confidence
+            calls += step.revealed.any(1)
+            if watch:
+                watch(batch, step, seconds)
+            begun = time.perf_counter()
+        for length, row, p, n in zip(map(len, rows), tokens, confidence, calls.tolist()):
+            yield row[:length], p[:length], n, seconds / len(batch)
 
 
 def generate(model, rows, seeds, how=None):
     """What 1-d canvases become."""
-    filled, jobs = list(rows), [Job("", [], row, seed) for row, seed in zip(rows, seeds)]
-    for batch, events in batches(model, None, jobs, how):
-        for step in events:
-            for i, tokens in zip(batch, step.tokens):
-                filled[i] = tokens[:len(rows[i])]
-    return filled
+    jobs = [Job("", [], row, seed) for row, seed in zip(rows, seeds)]
+    return [row for row, *_ in fill(model, None, jobs, how)]
 
 
 def job_of(model, tokenizer, prompt, parts, seed, how):
@@ -190,34 +198,20 @@ def job_of(model, tokenizer, prompt, parts, seed, how):
     jobs = [Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed) for attempt in tries]
     if not unknown:
         return jobs[0]
-    likelihood = {}
-    for batch, events in batches(model, tokenizer, jobs, how):
-        for step in events:
-            for i, p in zip(batch, step.confidence.log()):
-                row = jobs[i].row
-                likelihood[i] = float(p[:len(row)][row == model.config.mask_id].mean())
-    return jobs[max(likelihood, key=likelihood.get)]
+    likelihood = [float(confidence.log()[job.row == model.config.mask_id].mean())
+                  for job, (_, confidence, *_) in zip(jobs, fill(model, tokenizer, jobs, how))]
+    return jobs[likelihood.index(max(likelihood))]
 
 
 def write(model, tokenizer, jobs, how, watch=None):
-    """Fill jobs; yield (index, filled row, result as in --output) as they are done. watch(jobs, Step,
-    seconds) sees each step of a batch."""
-    for batch, events in batches(model, tokenizer, jobs, how):
-        chosen, seconds, begun = [jobs[i] for i in batch], 0.0, time.perf_counter()
-        filled, calls = [job.row for job in chosen], [0] * len(batch)
-        for step in events:
-            seconds += time.perf_counter() - begun
-            filled = [tokens[:len(job.row)] for job, tokens in zip(chosen, step.tokens)]
-            calls = [n + bool(revealed.any()) for n, revealed in zip(calls, step.revealed)]
-            if watch:
-                watch(chosen, step, seconds)
-            begun = time.perf_counter()
-        for i, job, row, n in zip(batch, chosen, filled, calls):
-            pieces = texts(tokenizer, job.parts, row)
-            gaps = [piece for piece, part in zip(pieces, job.parts) if isinstance(part, int)]
-            yield i, row, {"prompt": job.prompt, "text": "".join(pieces), "completion": "\n".join(gaps),
-                           "seed": job.seed, "steps": n, "tokens": int((job.row != row).sum()),
-                           "seconds": round(seconds / len(batch), 4), "settings": asdict(how)}
+    """Fill jobs as `fill` does; yield (index, filled row, result as in --output) as they are done."""
+    filled = fill(model, tokenizer, jobs, how, watch)
+    for i, (job, (row, _, calls, seconds)) in enumerate(zip(jobs, filled)):
+        pieces = texts(tokenizer, job.parts, row)
+        gaps = [piece for piece, part in zip(pieces, job.parts) if isinstance(part, int)]
+        yield i, row, {"prompt": job.prompt, "text": "".join(pieces), "completion": "\n".join(gaps),
+                       "seed": job.seed, "steps": calls, "tokens": int((job.row != row).sum()),
+                       "seconds": round(seconds, 4), "settings": asdict(how)}
 
 
 # ---- watching
@@ -237,17 +231,15 @@ def cells(tokenizer, row, step, draft):
     last one's. A mask is as long as the guess under it, ▓ ▒ ░ by rising confidence; `draft` shows that."""
     decoder, hidden, result = codecs.getincrementaldecoder("utf-8")(errors="ignore"), False, []
     mask_id = tokenizer.special["[MASK]"]
-    columns = (row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence)
+    columns = row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence
     for given, token, guess, revealed, remasked, p in zip(*(column[0].tolist() for column in columns)):
         if (token == mask_id) != hidden:
             hidden = not hidden
             decoder.reset()
         text = _printable(decoder.decode(tokenizer.tokens[guess if hidden else token]))
-        state = ("given" if given != mask_id else "back" if remasked else "mask" if hidden
-                 else "new" if revealed else "set")
-        if state == "mask" and draft and text.strip():
-            state = "guess"
-        elif state == "mask":
+        state = ("given" if given != mask_id else "back" if remasked else "new" if revealed
+                 else "set" if not hidden else "guess" if draft and text.strip() else "mask")
+        if state == "mask":
             text = re.sub(r"[^ ]", "▓▒░"[min(int(p * 3), 2)], text if text.strip() else " ▓▓▓")
         result.append(Cell(text, state, p))
     return result
@@ -281,7 +273,7 @@ def frame(shown, step, seconds):
     legend = Text.assemble(("▓▒░ masked  ", STYLES["mask"]), ("just revealed", STYLES["new"]), "  ",
                            ("taken back", STYLES["back"]))
     below = [bar, legend] if console.width >= 40 else [bar]
-    return Group(Text("\n").join(lines[top:top + room]), Text(), *below)
+    return Group(*lines[top:top + room], Text(), *below)
 
 
 def with_style(name):
@@ -290,12 +282,11 @@ def with_style(name):
     return page.replace("/* page.css */\n", css, 1)
 
 
-def save_html(path, frames, seconds_per_frame):
+def save_html(file, frames, seconds_per_frame):
     """sample.html with `frames` (lists of Cells) in it, which it plays and needs nothing else."""
     data = json.dumps([[cell[:2] for cell in shown] for shown in frames], ensure_ascii=False)
     page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
-    with written(path) as file:
-        file.write(page.replace("FRAMES", data.replace("<", "\\u003c")))
+    file.write(page.replace("FRAMES", data.replace("<", "\\u003c")).encode())
 
 
 def places(text, fonts, width):
@@ -339,16 +330,16 @@ def save_gif(file, frames, seconds_per_frame):
     palette = Image.new("P", (1, 1))
     palette.putpalette([c for name in ("ink", "new", "soft", "dim", "back", "mark") for step in range(16)
                         for c in mix("paper", name, step / 15)])
-    for step in range(last + 4):  # three more, in which the last word's glow settles
-        shown = frames[min(step, last)]
-        glow = [1.0 if cell.state == "new" and step <= last else max(0.0, g - 1 / 3)
-                for cell, g in zip(shown, glow)]
+    for moment in range(last + 4):  # three more, in which the last word's glow settles
+        step = min(moment, last)
+        glow = [1.0 if cell.state == "new" and step == moment else max(0.0, g - 1 / 3)
+                for cell, g in zip(frames[step], glow)]
         if step < last and step % every:
             continue
         image = Image.new("RGB", (width, bottom), ink["paper"])
         pen = ImageDraw.Draw(image)
-        pen.text((width - margin, bottom - 18), f"step {min(step, last)} of {last}", ink["dim"], small, "rs")
-        for cell, lit, word, (x, line) in zip(shown, glow, words, spots):
+        pen.text((width - margin, bottom - 18), f"step {step} of {last}", ink["dim"], small, "rs")
+        for cell, lit, word, (x, line) in zip(frames[step], glow, words, spots):
             font = italic if cell.state in ("given", "guess") else upright
             x, base, room = x + margin, margin + height * line + 30, font.getlength(word.strip())
             if cell.state == "mask":
@@ -380,25 +371,18 @@ def terminal():
 
 def say(message, style=""):
     """Print to stderr, in a terminal broken between words."""
-    if terminal().is_terminal:
-        terminal().print(message, style=style, markup=False)
-    else:
-        print(message, file=sys.stderr, flush=True)
+    terminal().print(message, style=style, markup=False, soft_wrap=not terminal().is_terminal)
 
 
-def show(job, text):
+def show(tokenizer, job, row):
     """Print a text; in a terminal broken between words, what was given in bold."""
+    pieces = texts(tokenizer, job.parts, row)
     if not sys.stdout.isatty():
-        return print(text, flush=True)
+        return print(*pieces, sep="", flush=True)
     from rich.console import Console
     from rich.text import Text
-    shown, end = Text(text), 0
-    for part in job.parts:
-        if isinstance(part, str):
-            start = text.index(part, end)
-            end = start + len(part)
-            shown.stylize("bold", start, end)
-    Console(highlight=False).print(shown)
+    styles = ["bold" if isinstance(part, str) else "" for part in job.parts]
+    Console(highlight=False).print(Text.assemble(*zip(pieces, styles)))
 
 
 def progress_bar():
@@ -429,11 +413,8 @@ def perform(model, tokenizer, job, path):
         [(_, row, result)] = write(model, tokenizer, [job], sampling, watch if watched or path else None)
     if frames:
         pace = 0.2 / (speed or 1)
-        if path.endswith(".html"):
-            save_html(path, frames, pace)
-        else:
-            with written(path, "wb") as file:
-                save_gif(file, frames, pace)
+        with written(path, "wb") as file:
+            (save_html if path.endswith(".html") else save_gif)(file, frames, pace)
     return row, result
 
 
@@ -468,17 +449,17 @@ def write_all(model, tokenizer, jobs):
     """The results of all jobs, printed and put into `output` as they are done."""
     results = []
 
-    def keep(job, result):
+    def keep(job, row, result):
         results.append(result)
         if output:
             write_json(output, results)
         if len(jobs) > 1:
             say(("\n" if len(results) > 1 else "") + f"{result['prompt']!r}, seed {result['seed']}:")
-        show(job, result["text"])
+        show(tokenizer, job, row)
 
     if animate or save_animation:
         for job in jobs:
-            keep(job, perform(model, tokenizer, job, "" if results else save_animation)[1])
+            keep(job, *perform(model, tokenizer, job, "" if results else save_animation))
         return results
     with progress_bar() as progress:
         task = progress.add_task(f"0/{len(jobs)} texts", total=len(jobs))
@@ -486,9 +467,9 @@ def write_all(model, tokenizer, jobs):
         def watch(batch, step, seconds):
             progress.update(task, completed=len(results) + len(batch) * step.step / step.of)
 
-        for i, _, result in write(model, tokenizer, jobs, sampling, watch):
+        for i, row, result in write(model, tokenizer, jobs, sampling, watch):
             progress.stop()
-            keep(jobs[i], result)
+            keep(jobs[i], row, result)
             progress.start()
             progress.update(task, completed=i + 1, description=f"{i + 1}/{len(jobs)} texts")
     return results
@@ -507,7 +488,7 @@ HELP = """\
 /help            this
 /quit            leave, as Ctrl-D does; Ctrl-C stops the text at hand"""
 COMMANDS = [line.split()[0] for line in HELP.splitlines()]
-SETTABLE = (*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed", "draft", "save_animation")
+SETTABLE = [*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed", "draft", "save_animation"]
 
 
 def parts_of(text, knobs, gaps):
@@ -516,13 +497,13 @@ def parts_of(text, knobs, gaps):
     if gaps and any(not isinstance(part, str) for part in parts):
         return parts
     space = " " * (after[:1].isalnum() or after[:1] in tuple("“‘("))
-    return [text, knobs["max_tokens"], *([space + after] if after else [])]
+    return [part for part in (text, knobs["max_tokens"], space + after) if part]
 
 
 def converse(model, tokenizer):
     """--interactive: a line is a text to continue or a template to fill, or one of COMMANDS."""
-    if animate is None:
-        configure(globals(), arguments=["--animate"])
+    global animate
+    animate = animate is not False
     history = Path(out_dir, "sample_history")
     with contextlib.suppress(ImportError, OSError):  # Windows has no readline, a first session no history
         import readline
@@ -560,9 +541,9 @@ def options(line):
     """What may complete the last word of an interactive line."""
     match line.split(" "):
         case ["/set", _]:
-            return list(SETTABLE)
+            return SETTABLE
         case ["/set", knob, *_]:
-            return list(CHOICES.get(knob, ()))
+            return [*CHOICES.get(knob, ())]
         case [word] if word.startswith("/"):
             return COMMANDS
     return []
@@ -589,7 +570,7 @@ def command(line, model, tokenizer, past):
             say("  " + " ".join(f"{n}:{word!r}" for n, word in enumerate(words, 1)))
     elif name == "/undo":
         past.pop()
-        show(past[-1][0], past[-1][2]["text"]) if past else say("no text is left")
+        show(tokenizer, *past[-1][:2]) if past else say("no text is left")
     elif name == "/save":
         save(argument, result)
     elif name == "/again":
@@ -601,7 +582,7 @@ def command(line, model, tokenizer, past):
     if job:
         row, result = perform(model, tokenizer, job, save_animation)
         past.append((job._replace(row=last.row), row, result))
-        show(job, result["text"])
+        show(tokenizer, job, row)
 
 
 def shown(knob):
@@ -689,17 +670,17 @@ def share(folder, path, saved):
         file.write(CARD.format(book=training.get("dataset", "unnamed"), evaluation=told,
                                n_text=saved["config"]["vocab_size"] - 3,
                                weights=sum(w.numel() for w in saved["model"].values())))
-    say(f"{folder}: the model of {path}, {told[0].lower()}{told[1:]}")
+    say(f"{folder}: the model of {path}. {told}")
 
 
 def main():
     configure(globals(), positional="prompt")
     check()
     sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows ?
-    path = checkpoint or os.path.join(out_dir, "best.pt")
+    path = checkpoint or str(Path(out_dir, "best.pt"))
     model, tokenizer, saved = load(path, device)
     if sys.stderr.isatty():
-        print(" " * 11, end="\r", file=sys.stderr, flush=True)
+        sys.stderr.write(" " * 11 + "\r")
     try:
         asked = [template or prompt]
         if batch:
