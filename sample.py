@@ -5,7 +5,7 @@
     python sample.py --template="The ____ of the sea was ____(12) and cold."
     python sample.py --interactive
 
-Text goes to stdout, everything else to stderr. The same seed and settings give the same text.
+Text goes to stdout, all else to stderr. The same seed and settings give the same text.
 """
 # ruff: noqa: E402
 import sys
@@ -15,53 +15,57 @@ if __name__ == "__main__" and sys.stderr.isatty():
 
 import codecs
 import contextlib
-import functools
 import itertools
 import json
 import random
 import re
 import time
-import unicodedata
+from collections import namedtuple
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
 
 from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, denoise, load_model, pad, pick_device, set_up_cpu
 from prepare import Tokenizer
 
-out_dir = "out"               # where train.py left its checkpoints
-checkpoint = ""               # a checkpoint's path; empty: best.pt in out_dir
-device = ""                   # cpu, cuda, mps; empty: a GPU if there is one
-prompt = ""                   # the text to continue; empty: write from nothing
-suffix = ""                   # text that follows what is written (after a space, if it begins with a word)
-template = ""                 # text with gaps to fill: ____ of any length, ____(12) of twelve tokens
-max_tokens = 128              # how many tokens to write after the prompt [1, 1000000]
-num_samples = 1               # texts per prompt, from the seeds seed, seed + 1 and on [1, 1000000]
-seed = 1                      # where chance begins [0, 9007199254740991]
-sampling = Sampling()         # how text is drawn; model.py says what its fields, knobs as well, may be
-gap_lengths = [1, 2, 3, 5, 8]  # tokens to try in a gap of unknown length; the likeliest text stays [1, 1000]
-output = ""                   # a JSON file for the results
-batch = ""                    # a file of prompts or templates, one a line; texts come as they are done
-interactive = False           # a prompt to type at; /help says what it knows
-animate: bool | None = None   # watch the text appear; None: where --interactive has a terminal
-speed = 1.0                   # of the animation: 2 is twice as fast, 0 does not wait [0, ...)
-draft = False                 # in animations, show what the model would put under the masks
-save_animation = ""           # FILE.html or FILE.gif: the first text's animation, to keep
-benchmark = False             # tokens per second over steps and orders
-save_model = ""               # a folder for the model as others read it: safetensors, JSON, a model card
+out_dir = "out"          # where train.py left its checkpoints
+checkpoint = ""          # a checkpoint's path; empty: best.pt in out_dir
+device = ""              # cpu, cuda, mps; empty: a GPU if there is one
+prompt = ""              # text to continue; empty: write from nothing
+suffix = ""              # text that follows, after a space if it begins with a word
+template = ""            # text with gaps to fill: ____ of any length, ____(12) of twelve tokens
+max_tokens = 128         # tokens to write after the prompt [1, 1000000]
+num_samples = 1          # texts per prompt, from seed, seed + 1 and so on [1, 1000000]
+seed = 1                 # where chance begins [0, 9007199254740991]
+sampling = Sampling()    # how text is drawn; its fields, in model.py, are knobs as well
+gap_lengths = [1, 2, 3, 5, 8]  # tokens to try in a gap of any length; the likeliest text stays [1, 1000]
+output = ""              # a JSON file for the results
+batch = ""               # a file of prompts or templates, one a line
+interactive = False      # a prompt to type at; /help says what it knows
+animate: bool | None = None  # watch the text appear; None: only with --interactive
+speed = 1.0              # of the animation: 2 is twice as fast, 0 does not wait [0, ...)
+draft = False            # animations show what the model would put under the masks
+save_animation = ""      # FILE.html or FILE.gif: the first text's animation
+benchmark = False        # tokens per second over steps and orders
+save_model = ""          # a folder for the model as others read it: safetensors, JSON, a card
 
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
-TRIES = 25                    # combinations of gap lengths, at most
-LONGEST_GAP = 1_000_000       # tokens, as max_tokens
-GAP, WORD = -1, -2            # in place of a gap's ids; WORD has to bring a space
+TRIES = 25               # combinations of gap lengths, at most
+LONGEST_GAP = 1_000_000  # tokens, as max_tokens
+GAP, WORD = -1, -2       # in place of a gap's ids; WORD has to bring a space
+TERMINAL = Console(stderr=True, highlight=False, emoji=False)
 
 
 def load(path, device=""):
-    """(model in eval mode, its Tokenizer, the whole checkpoint), or fail()."""
+    """(model in eval mode, its Tokenizer, the checkpoint), or fail()."""
     try:
         where = pick_device(device)
         model, checkpoint = load_model(path)
@@ -77,9 +81,9 @@ def load(path, device=""):
 
 
 # ---- text and gaps
-# A text to fill is a list of parts: a str is fixed, an int is a gap of so many tokens, None one of unknown
-# length. A token carries the space before its word, so a space before a gap is left to the gap's first token:
-# training has hardly shown one alone. `texts` puts it back.
+# A text to fill is a list of parts: a str is fixed, an int a gap of so many tokens, None one of any length.
+# Tokens carry the space before their word, training has hardly shown one alone: a space before a gap is left
+# to the gap's first token.
 
 def parse_template(template):
     """A template's parts."""
@@ -89,36 +93,33 @@ def parse_template(template):
 
 
 def canvas(tokenizer, parts, config):
-    """(T,) int64: the tokens of fixed text, and the gaps' [MASK]s. ValueError for a gap of no token."""
-    ids = _ids(tokenizer, parts)
+    """(T,) int64: fixed text's tokens and the gaps' [MASK]s. ValueError for a gap of no token."""
+    ids = torch.cat([*_tokenize(tokenizer, parts)])
     return ids.masked_fill(ids < 0, config.mask_id)
 
 
 def word_starts(tokenizer, parts):
     """(T,) bool: the first tokens of gaps after a space, which have to bring it."""
-    return _ids(tokenizer, parts) == WORD
-
-
-def _ids(tokenizer, parts):
-    return torch.tensor([*itertools.chain(*_tokenize(tokenizer, parts))], dtype=torch.long)
+    return torch.cat([*_tokenize(tokenizer, parts)]) == WORD
 
 
 def _tokenize(tokenizer, parts):
-    """One list of ids per part: a gap's are GAP, after a space the first is WORD."""
+    """Yield each part's ids, (n,) int64: a gap's are GAP, after a space the first is WORD."""
     for before, part, after in zip(["", *parts], parts, [*parts[1:], ""]):
         if isinstance(part, str):
-            yield tokenizer.encode(part.rstrip(" ") if isinstance(after, int) else part)
+            ids = tokenizer.encode(part.rstrip(" ") if isinstance(after, int) else part)
         elif 1 <= part <= LONGEST_GAP:
-            yield [WORD if str(before).endswith(" ") else GAP, *[GAP] * (part - 1)]
+            ids = [WORD if str(before).endswith(" ") else GAP, *[GAP] * (part - 1)]
         else:
             raise ValueError(f"a gap is 1 to {LONGEST_GAP:,} tokens long, not {part}")
+        yield torch.tensor(ids, dtype=torch.long)
 
 
 def texts(tokenizer, parts, row):
-    """One str per part of a filled canvas `row` (T,): fixed text as given; a gap without half characters, and
+    """One str per part of a filled canvas `row` (T,): fixed text as given; gaps without half characters, and
     without white space beside other or at an end of the text."""
-    result, lengths = [], [len(ids) for ids in _tokenize(tokenizer, parts)]
-    for part, after, ids in zip(parts, [*parts[1:], " "], row.split(lengths)):
+    result, lengths = [], map(len, _tokenize(tokenizer, parts))
+    for part, after, ids in zip(parts, [*parts[1:], " "], row.split([*lengths])):
         if isinstance(part, int):
             part = _printable(tokenizer.decode(ids.tolist(), "ignore"))
             if not "".join(result)[-1:].strip():
@@ -131,28 +132,25 @@ def texts(tokenizer, parts, row):
 
 def _printable(text):
     """Without control characters, which could command a terminal."""
-    return "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
+    return re.sub(r"[\0-\t\v-\x1f\x7f-\x9f]", "", text)
 
 
 # ---- filling
 
 def not_words(tokenizer):
-    """(n_text,) bool: the tokens that are not a space and more; none in a language without spaces."""
-    result = torch.tensor([not (token[:1] == b" " and token[1:].strip()) for token in tokenizer.tokens[:-3]])
+    """(n_text,) bool: tokens that are not a space and more; none in a language without spaces."""
+    result = torch.tensor([not re.match(rb" \s*\S", token) for token in tokenizer.tokens[:-3]])
     return result & ~result.all()
 
 
-class Job(NamedTuple):
-    prompt: str  # as the user gave it
-    parts: list
-    row: Tensor  # (T,) its canvas
-    seed: int
+# a prompt as the user gave it, its parts, their canvas (T,)
+Job = namedtuple("Job", "prompt parts row seed")
 
 
 def fill(model, tokenizer, jobs, how=None, watch=None):
-    """Fill jobs in order and in batches: yield (row, its confidence as in Step, calls, seconds) of each. A text
-    does not depend on its batch. With a tokenizer, a gap after a space begins a word. watch(jobs, Step,
-    seconds) sees each step of a batch."""
+    """Fill jobs, in order: yield (row, its confidence as in Step, calls of the network, seconds). A text does
+    not depend on its batch. With a tokenizer, a gap after a space begins a word. watch(jobs, Step, seconds)
+    sees each step of a batch."""
     positions = 1024 if model.device.type == "cpu" else 8192
     while jobs:
         widths = itertools.accumulate((len(job.row) for job in jobs), max)
@@ -182,20 +180,20 @@ def generate(model, rows, seeds, how=None):
 
 
 def job_of(model, tokenizer, prompt, parts, seed, how):
-    """The Job of filling `parts`. Gaps of None are tried at several lengths; kept are those whose tokens were
-    likeliest on average. (The whole text's average would favour long gaps: a model finds what it writes
-    likelier than what people do.)"""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{prompt!r} is not UTF-8 text") from None
+    """The Job of filling `parts`. Gaps of None are tried at several lengths: the likeliest tokens, on average
+    over the gaps, stay. (Over the text, long gaps would be favoured: a model finds likelier what it writes
+    itself.)"""
+    if re.search("[\ud800-\udfff]", prompt):
+        raise ValueError(f"{prompt!r} is not UTF-8 text")
     unknown = parts.count(None)
     lengths = itertools.product(gap_lengths, repeat=unknown)
     if len(gap_lengths) ** unknown > TRIES:
         rng = random.Random(seed)
         lengths = [rng.choices(gap_lengths, k=unknown) for _ in range(TRIES)]
-    tries = [[next(chosen) if part is None else part for part in parts] for chosen in map(iter, lengths)]
-    jobs = [Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed) for attempt in tries]
+    jobs = []
+    for chosen in map(iter, lengths):
+        attempt = [next(chosen) if part is None else part for part in parts]
+        jobs.append(Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed))
     if not unknown:
         return jobs[0]
     likelihood = [float(confidence.log()[job.row == model.config.mask_id].mean())
@@ -204,7 +202,7 @@ def job_of(model, tokenizer, prompt, parts, seed, how):
 
 
 def write(model, tokenizer, jobs, how, watch=None):
-    """Fill jobs as `fill` does; yield (index, filled row, result as in --output) as they are done."""
+    """`fill`, but yield (index, filled row, result as in --output) of each job."""
     filled = fill(model, tokenizer, jobs, how, watch)
     for i, (job, (row, _, calls, seconds)) in enumerate(zip(jobs, filled)):
         pieces = texts(tokenizer, job.parts, row)
@@ -216,20 +214,16 @@ def write(model, tokenizer, jobs, how, watch=None):
 
 # ---- watching
 
-class Cell(NamedTuple):
-    text: str
-    state: str  # given, mask, guess (under a mask), new (just revealed), set, back (just taken back)
-    confidence: float
-
-
+# state: given, mask, guess (under a mask), new (just revealed), set, back (just taken back)
+Cell = namedtuple("Cell", "text state confidence")
 STYLES = {"given": "bold", "mask": "blue", "guess": "dim italic", "new": "bold underline green",
           "back": "strike red"}
 
 
 def cells(tokenizer, row, step, draft):
-    """A Cell for each token of a lone canvas `row` (T,) after a Step. A character of several tokens is in the
-    last one's. A mask is as long as the guess under it, ▓ ▒ ░ by rising confidence; `draft` shows that."""
-    decoder, hidden, result = codecs.getincrementaldecoder("utf-8")(errors="ignore"), False, []
+    """A Cell for each token of a lone canvas `row` (T,) after a Step; a character of several tokens is in the
+    last one's. A mask is as long as the guess under it, which `draft` shows, ▓ ▒ ░ by rising confidence."""
+    decoder, hidden, result = codecs.getincrementaldecoder("utf-8")("ignore"), False, []
     mask_id = tokenizer.special["[MASK]"]
     columns = row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence
     for given, token, guess, revealed, remasked, p in zip(*(column[0].tolist() for column in columns)):
@@ -247,7 +241,6 @@ def cells(tokenizer, row, step, draft):
 
 def painted(shown):
     """Cells as one rich Text: the surer, the brighter."""
-    from rich.text import Text
     text = Text()
     for cell in shown:
         sure = "" if cell.confidence > 0.6 else "cyan" if cell.confidence > 0.3 else "dim cyan"
@@ -256,15 +249,11 @@ def painted(shown):
 
 
 def frame(shown, step, seconds):
-    """What the terminal shows of Cells: as much as fits around the first mask, and a bar."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Column, Table
-    from rich.text import Text
-    console = terminal()
-    lines, room = painted(shown).wrap(console, console.width), max(1, console.height - 4)
+    """For the terminal: as many Cells as fit around the first mask, and a bar."""
+    width, room = TERMINAL.width, max(1, TERMINAL.height - 4)
+    lines = painted(shown).wrap(TERMINAL, width)
     decided = itertools.takewhile(lambda cell: cell.state not in ("mask", "guess"), shown)
-    at = len(painted(decided).wrap(console, console.width))
+    at = len(painted(decided).wrap(TERMINAL, width))
     top = max(0, min(at - room // 2, len(lines) - room))
     bar = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
     done = sum(cell.state in ("new", "set") for cell in shown)
@@ -272,25 +261,25 @@ def frame(shown, step, seconds):
                 f"{seconds:.1f} s  {done / max(seconds, 1e-9):.0f} tokens/s")
     legend = Text.assemble(("▓▒░ masked  ", STYLES["mask"]), ("just revealed", STYLES["new"]), "  ",
                            ("taken back", STYLES["back"]))
-    below = [bar, legend] if console.width >= 40 else [bar]
+    below = [bar, legend] if width >= 40 else [bar]
     return Group(*lines[top:top + room], Text(), *below)
 
 
 def with_style(name):
-    """A page that stands beside this script, page.css in it."""
+    """A page from beside this script, page.css in it."""
     css, page = (Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("page.css", name))
-    return page.replace("/* page.css */\n", css, 1)
+    return page.replace("/* page.css */\n", css)
 
 
 def save_html(file, frames, seconds_per_frame):
-    """sample.html with `frames` (lists of Cells) in it, which it plays and needs nothing else."""
+    """Write sample.html with `frames` (lists of Cells) in it, to a binary file."""
     data = json.dumps([[cell[:2] for cell in shown] for shown in frames], ensure_ascii=False)
     page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
     file.write(page.replace("FRAMES", data.replace("<", "\\u003c")).encode())
 
 
 def places(text, fonts, width):
-    """(x in pixels, line) of each character of a text, in its font, and of the text's end."""
+    """(x in pixels, line) of each of a text's characters, in its font, and of the end."""
     where, x, line = [], 0.0, 0
     for piece in re.findall(r"\n|\S{1,40}|.", text):
         font = fonts[len(where)]
@@ -305,9 +294,8 @@ def places(text, fonts, width):
 
 
 def save_gif(file, frames, seconds_per_frame):
-    """The same as a GIF in a binary file, in page.css's light colours and a typeface that matplotlib brings:
-    a mask is as wide as the word that will stand there, what is decided glows and settles. Of a long run not
-    every step is shown."""
+    """The same as a GIF, in page.css's light colours and a typeface that matplotlib brings: a mask is as wide
+    as the word to come, what is decided glows and settles. A long run's steps are not all shown."""
     import matplotlib
     from PIL import Image, ImageColor, ImageDraw, ImageFont
     ink = {name: ImageColor.getrgb(hue)
@@ -351,8 +339,8 @@ def save_gif(file, frames, seconds_per_frame):
                 font = font.font_variant(size=max(1, int(28 * fit)))
             if lit and room:
                 pen.rectangle((x - 1, base - 26, x + room, base + 9), mix("paper", "new", 0.17 * lit))
-            hue = {"given": "soft", "guess": "dim", "back": "back"}.get(cell.state)
-            pen.text((x, base), body, ink[hue] if hue else mix("ink", "new", lit), font, "ls")
+            hues = {"given": ink["soft"], "guess": ink["dim"], "back": ink["back"]}
+            pen.text((x, base), body, hues.get(cell.state, mix("ink", "new", lit)), font, "ls")
             if cell.state == "back":
                 pen.line((x, base - 8, x + room, base - 8), ink["back"], 2)
         images.append(image.quantize(palette=palette, dither=Image.Dither.NONE))
@@ -362,16 +350,9 @@ def save_gif(file, frames, seconds_per_frame):
 
 # ---- the terminal
 
-@functools.cache
-def terminal():
-    """stderr."""
-    from rich.console import Console
-    return Console(stderr=True, highlight=False, emoji=False)
-
-
 def say(message, style=""):
     """Print to stderr, in a terminal broken between words."""
-    terminal().print(message, style=style, markup=False, soft_wrap=not terminal().is_terminal)
+    TERMINAL.print(message, style=style, markup=False, soft_wrap=not TERMINAL.is_terminal)
 
 
 def show(tokenizer, job, row):
@@ -379,25 +360,21 @@ def show(tokenizer, job, row):
     pieces = texts(tokenizer, job.parts, row)
     if not sys.stdout.isatty():
         return print(*pieces, sep="", flush=True)
-    from rich.console import Console
-    from rich.text import Text
     styles = ["bold" if isinstance(part, str) else "" for part in job.parts]
     Console(highlight=False).print(Text.assemble(*zip(pieces, styles)))
 
 
 def progress_bar():
-    """One that leaves nothing behind; stopped, it lets stdout print above it."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+    """One that leaves nothing behind."""
     return Progress("{task.description}", BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(),
-                    console=terminal(), transient=True, disable=not terminal().is_interactive,
+                    console=TERMINAL, transient=True, disable=not TERMINAL.is_interactive,
                     redirect_stdout=False, redirect_stderr=False)
 
 
 def perform(model, tokenizer, job, path):
-    """(filled row, result) of a lone job, watched if `animate` says so, its animation saved if path does."""
-    from rich.live import Live
-    frames, live = [], Live(console=terminal(), auto_refresh=False, transient=True)
-    watched = animate and terminal().is_interactive
+    """(filled row, result) of a lone job, watched if `animate` says so, its animation saved at a path."""
+    frames, live = [], Live(console=TERMINAL, auto_refresh=False, transient=True)
+    watched = animate and TERMINAL.is_interactive
 
     def watch(jobs, step, seconds):
         before = step._replace(step=0, tokens=job.row[None], revealed=torch.zeros_like(step.revealed))
@@ -419,22 +396,21 @@ def perform(model, tokenizer, job, path):
 
 
 def measure(model, tokenizer, jobs):
-    """--benchmark: a table of speeds."""
-    runs = [{"order": order, "steps": n} for order in CHOICES["order"] for n in (8, 25, 64)]
-    runs += [{"threshold": 0.9}, {"threshold": 0.5}, {"entropy_bound": 0.5}, {"entropy_bound": 2.0}]
-    line = "{:<17} {:>5} {:>5} {:>8} {:>9}"
-    print(line.format("order", "steps", "calls", "ms/call", "tokens/s"), flush=True)
+    """--benchmark."""
+    runs = [(order, {"order": order, "steps": n}) for order in CHOICES["order"] for n in (8, 25, 64)]
+    runs += [(f"{key}={value}", {key: value}) for key, value in (
+        ("threshold", 0.9), ("threshold", 0.5), ("entropy_bound", 0.5), ("entropy_bound", 2.0))]
+    print("order             steps calls  ms/call  tokens/s", flush=True)
     with progress_bar() as progress:
         task = progress.add_task("warming up", total=len(runs))
         list(write(model, tokenizer, jobs, replace(sampling, steps=2)))
-        for run in runs:
-            used = replace(sampling, **run)
-            name = run.get("order") or "{}={}".format(*next(iter(run.items())))
-            progress.update(task, description=f"{name}, {used.steps} steps")
-            tokens, seconds, calls = totals([result for *_, result in write(model, tokenizer, jobs, used)])
-            figures = f"{1000 * seconds / calls:.1f}", f"{tokens / seconds:.0f}"
+        for name, changed in runs:
+            how = replace(sampling, **changed)
+            progress.update(task, description=f"{name}, {how.steps} steps")
+            tokens, seconds, calls = totals([result for *_, result in write(model, tokenizer, jobs, how)])
             progress.stop()
-            print(line.format(name, used.steps, calls, *figures), flush=True)
+            print(f"{name:17} {how.steps:5} {calls:5} {1000 * seconds / calls:8.1f} {tokens / seconds:9.0f}",
+                  flush=True)
             progress.start()
             progress.advance(task)
 
@@ -446,7 +422,7 @@ def totals(results):
 
 
 def write_all(model, tokenizer, jobs):
-    """The results of all jobs, printed and put into `output` as they are done."""
+    """The jobs' results, printed and put into `output` as they are done."""
     results = []
 
     def keep(job, row, result):
@@ -454,7 +430,7 @@ def write_all(model, tokenizer, jobs):
         if output:
             write_json(output, results)
         if len(jobs) > 1:
-            say(("\n" if len(results) > 1 else "") + f"{result['prompt']!r}, seed {result['seed']}:")
+            say(("\n" if len(results) > 1 else "") + f"{job.prompt!r}, seed {job.seed}:")
         show(tokenizer, job, row)
 
     if animate or save_animation:
@@ -480,19 +456,19 @@ def write_all(model, tokenizer, jobs):
 HELP = """\
 /set KNOB VALUE  change a knob
 /seed 5          where chance begins
-/show            the knobs, and the last text's tokens with their numbers
+/show            the knobs, and the last text's tokens, numbered
 /again           the same with the next seed
 /remask 12-18    write these tokens of the last text anew
 /undo            back to the text before
-/save FILE       keep the last text; as .json, all that is known of it
+/save FILE       keep the last text; as .json, all about it
 /help            this
-/quit            leave, as Ctrl-D does; Ctrl-C stops the text at hand"""
+/quit            leave, as Ctrl-D does; Ctrl-C stops a text"""
 COMMANDS = [line.split()[0] for line in HELP.splitlines()]
 SETTABLE = [*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed", "draft", "save_animation"]
 
 
 def parts_of(text, knobs, gaps):
-    """The parts of a text: with its gaps, if `gaps` and it has some, or continued up to the suffix."""
+    """A text's parts: its gaps if it has any and `gaps`, or its continuation up to the suffix."""
     parts, after = parse_template(text), knobs["suffix"]
     if gaps and any(not isinstance(part, str) for part in parts):
         return parts
@@ -501,7 +477,7 @@ def parts_of(text, knobs, gaps):
 
 
 def converse(model, tokenizer):
-    """--interactive: a line is a text to continue or a template to fill, or one of COMMANDS."""
+    """--interactive: a line is a text to continue, a template to fill, or one of COMMANDS."""
     global animate
     animate = animate is not False
     history = Path(out_dir, "sample_history")
@@ -509,16 +485,17 @@ def converse(model, tokenizer):
         import readline
 
         def complete(text, state):
-            fitting = [option for option in options(readline.get_line_buffer()) if option.startswith(text)]
+            fitting = [word for word in options(readline.get_line_buffer()) if word.startswith(text)]
             return [*fitting, None][state]
+
         readline.set_completer_delims(" ")
         readline.set_completer(complete)
         readline.parse_and_bind("tab: complete")
         readline.read_history_file(history)
-    past = []  # of each text its Job, filled row and result
+    past = []  # (Job, filled row, result) of each text
     say("Type the beginning of a text, or a text with gaps (____). /help lists commands.")
     # for readline, what stands between \1 and \2 has no width
-    sign = "\1\033[1;34m\2> \1\033[0m\2" if terminal().color_system else "> "
+    sign = "\1\033[1;34m\2> \1\033[0m\2" if TERMINAL.color_system else "> "
     while True:
         try:
             line = input(sign if sys.stdin.isatty() else "")
@@ -610,13 +587,12 @@ def save(path, result):
 
 
 def remasked(last, row, span, mask_id):
-    """The last text's row with a span of what was written, such as 2-5, masked again."""
+    """The last text's row with a span of what was written, as 2-5, masked again."""
     places = (last.row != row).nonzero()[:, 0]
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
     first, end = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= end <= len(places):
-        raise ValueError(f"/remask takes a span of the {len(places)} tokens that were written, as in "
-                         "/remask 2-5; /show numbers them")
+        raise ValueError(f"/remask takes a span of the {len(places)} tokens, as 2-5; /show numbers them")
     return row.index_fill(0, places[first - 1:end], mask_id)
 
 
@@ -624,11 +600,11 @@ def remasked(last, row, span, mask_id):
 
 def check():
     if template and (prompt or suffix):
-        fail("--template stands alone: put the prompt and the suffix into it")
+        fail("--template stands alone: put prompt and suffix into it")
     if bool(template) + bool(batch) + interactive + benchmark > 1:
         fail("one of --template, --batch, --interactive and --benchmark at a time")
     if template and "__" not in template:
-        fail("--template has no gap: write ____ for one of any length, ____(12) for one of twelve tokens")
+        fail("--template has no gap: write ____ for any length, ____(12) for twelve tokens")
     if save_animation and not save_animation.endswith((".html", ".gif")):
         fail(f"--save_animation wants a name that ends in .html or .gif, got {save_animation}")
 
@@ -639,19 +615,22 @@ pipeline_tag: text-generation
 tags: [masked-diffusion, text-diffusion]
 ---
 A masked diffusion language model of one book, {book}: {weights:,} weights, {n_text:,} tokens. It writes in
-the book's style and knows nothing else. Every script of the program that trained it opens this folder, as in
+its style and knows nothing else. Each script of the program that trained it opens this folder:
 
     python sample.py --checkpoint=FOLDER
 
-`model.safetensors` has the weights, `config.json` the network's shape and how it was trained,
-`tokenizer.json` the vocabulary.
+`model.safetensors` has the weights, `config.json` shape and training, `tokenizer.json` the vocabulary.
 
 {evaluation}
 """
+FIGURES = """\
+Bits per byte of the book's {split} text: at most {likelihood[bits_per_byte]:.3f}; a table of its n-grams \
+{baselines[ngram_bits_per_byte]:.3f}. Share of its samples that stands in the book word for word: \
+{memorization[generated][copied_share]:.1%}."""
 
 
 def share(folder, path, saved):
-    """Write a checkpoint as others can read it, with the figures of evaluation.json if they are its own."""
+    """--save_model, with the figures of evaluation.json if they are this checkpoint's."""
     from safetensors.torch import save
     Path(folder).mkdir(parents=True, exist_ok=True)
     training, told = saved.get("training", {}), "It has not been evaluated."
@@ -659,13 +638,10 @@ def share(folder, path, saved):
     write_json(f"{folder}/tokenizer.json", saved["tokenizer"])
     with written(f"{folder}/model.safetensors", "wb") as file:
         file.write(save(saved["model"]))
-    evaluation = Path(path).with_name("evaluation.json")
-    found = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.exists() else {}
-    if found.get("checkpoint") == path:
-        bits, table = found["likelihood"]["bits_per_byte"], found["baselines"]["ngram_bits_per_byte"]
-        told = (f"Bits per byte of the book's {found['split']} text: at most {bits:.3f}; a table of its "
-                f"n-grams {table:.3f}. Share of its samples that stands in the book word for word: "
-                f"{found['memorization']['generated']['copied_share']:.1%}.")
+    with contextlib.suppress(FileNotFoundError):
+        found = json.loads(Path(path).with_name("evaluation.json").read_text(encoding="utf-8"))
+        if found.get("checkpoint") == path:
+            told = FIGURES.format(**found)
     with written(f"{folder}/README.md") as file:
         file.write(CARD.format(book=training.get("dataset", "unnamed"), evaluation=told,
                                n_text=saved["config"]["vocab_size"] - 3,
@@ -685,7 +661,7 @@ def main():
         asked = [template or prompt]
         if batch:
             asked = [*filter(str.strip, Path(batch).read_text(encoding="utf-8-sig").splitlines())]
-        if output:  # a path that cannot be written is known before the work
+        if output:  # if it cannot be written, say so before the work
             write_json(output, [])
         if save_model:
             return share(save_model, path, saved)
