@@ -3,9 +3,8 @@
     python serve.py                                 then open http://127.0.0.1:5000
     python serve.py --checkpoint=out/best_stage2.pt --port=8080
 
-The page, serve.html, asks /api/model and /api/vocabulary once, then speaks JSON over the WebSocket at /ws. To
-`generate` it gets `start`, a `step` for each call of the network, and `done`, or `error` or `busy`; to `gif` a
-picture. `cancel` ends a text.
+The page, serve.html, speaks JSON over the WebSocket at /ws: sends `generate` and gets `start`, a `step` per
+call of the network and `done`, or `error` or `busy`; `cancel`; and `gif`, for a picture of a text.
 """
 import base64
 import contextlib
@@ -44,17 +43,17 @@ device = ""         # cpu, cuda, mps; empty: a GPU if there is one
 host = "127.0.0.1"  # to listen at; any but this machine's own lets others use the model
 port = 5000         # to listen at; 0: any free one [0, 65535]
 origin = ""         # address of a tunnel or proxy that leads here: https://books.example.org
-longest = 1024      # tokens in the longest text, its prompt included [2, 1000000]
+longest = 1024      # tokens in the longest text, prompt included [2, 1000000]
 
 MESSAGE_BYTES = 65536     # a longer message ends its connection
 MESSAGES_PER_SECOND = 40  # and so do more than these
 CONNECTIONS = 16          # WebSockets open at once
-PATIENCE = 10             # seconds for which a client may leave what it is sent unread
+PATIENCE = 10             # seconds that a client may leave a message unread
 PROMPT_CHARACTERS = 8000
-LOCAL, EVERYWHERE = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
-GAP = 4                   # tokens of a template's gap that does not say
-COPIED = 8                # tokens of a run that is pointed out where it stands in the book
-AROUND = 24               # tokens of the book shown on either side of such a run
+LOCAL = "127.0.0.1", "localhost", "::1"
+GAP = 4                   # tokens of a gap that does not say
+COPIED = 8                # tokens; a run this long that stands in the book is shown
+AROUND = 24               # tokens of the book on either side of it
 ADAPTED = 0.2             # share of a text that is taken back to adapt to a word
 
 
@@ -62,7 +61,7 @@ ADAPTED = 0.2             # share of a text that is taken back to adapt to a wor
 
 def settings_allowed(config):
     """{key: what it may be}: a number's `min` and `max`, or `choices`; `default` None is off."""
-    usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)     # leaves room for a prompt
+    usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)  # leaves room for a prompt
     narrower = {"steps": {"max": 256}, "temperature": {"max": 2}, "top_k": {"max": config.n_text},
                 "top_p": {"min": 0.01}, "repetition_penalty": {"min": 1, "max": 2}, "remask": {"max": 0.9},
                 "entropy_bound": {"max": 100}, "block_size": {"max": config.block_size}}
@@ -88,7 +87,7 @@ def read_message(text):
 
 
 def checked_settings(message, allowed):
-    """{setting: value}, as asked for or by default."""
+    """{setting: value}."""
     known = allowed.keys() | {"type", "prompt", "suffix", "template", "tokens", "adapt", "twin"}
     if unknown := message.keys() - known:
         raise ValueError(f"unknown key {min(unknown)[:40]!r}")
@@ -100,28 +99,25 @@ def checked_settings(message, allowed):
                 raise ValueError(f"{key} is one of {', '.join(rule['choices'])}")
         elif value is not rule["default"]:
             whole, low, high = rule["type"] == "int", rule["min"], rule["max"]
-            if type(value) not in (int, int if whole else float) or not low <= value <= high:    # no bools
+            if type(value) not in (int, int if whole else float) or not low <= value <= high:  # no bools
                 raise ValueError(f"{key} is a {'whole ' * whole}number from {low} to {high}")
     if settings["seed"] is None:
         settings["seed"] = secrets.randbelow(2**32)
     return settings
 
 
-def checked_text(message, key):
-    text = message.get(key, "")
-    if not isinstance(text, str) or len(text) > PROMPT_CHARACTERS:
-        raise ValueError(f"{key} is text of at most {PROMPT_CHARACTERS} characters")
-    if re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"{key} holds half a character (a lone surrogate)")
-    return text
-
-
 def checked_row(message, settings, tokenizer, config):
     """(row to fill (T,) int64, its parts, or None where `tokens` are given)."""
     if "tokens" in message:
         return torch.tensor(checked_ids(message, "tokens", config.mask_id + 1)), None
-    prompt, suffix, template = (checked_text(message, key) for key in ("prompt", "suffix", "template"))
-    parts = sample.parts_of(template or prompt, settings | {"suffix": suffix}, gaps=bool(template))
+    texts = {key: message.get(key, "") for key in ("prompt", "suffix", "template")}
+    for key, text in texts.items():
+        if not isinstance(text, str) or len(text) > PROMPT_CHARACTERS:
+            raise ValueError(f"{key} is text of at most {PROMPT_CHARACTERS} characters")
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{key} holds half a character (a lone surrogate)")
+    template = texts["template"]
+    parts = sample.parts_of(template or texts["prompt"], settings | texts, gaps=template)
     parts = [GAP if part is None else part for part in parts]
     gaps = sum(part for part in parts if isinstance(part, int))
     if gaps > longest or len(row := sample.canvas(tokenizer, parts, config)) > longest:
@@ -141,18 +137,16 @@ def checked_ids(message, key, end):
 
 @torch.no_grad()
 def doubtful(model, row, positions):
-    """Those of `positions` in row (T,) whose tokens, masked a quarter at a time, are least likely."""
-    chances, size = {}, model.config.block_size
-    written = {p for p in positions if row[p] != model.config.mask_id}
+    """Those of `positions` in row (T,) with the least likely tokens, a quarter of them masked at a time."""
+    chances, size, mask = {}, model.config.block_size, model.config.mask_id
     for start in range(0, len(row), size):
-        here = sorted(p for p in written if start <= p < start + size)
+        here = sorted({p for p in positions if start <= p < start + size and row[p] != mask})
         for hidden in filter(None, (here[k::4] for k in range(4))):
-            where = torch.zeros_like(row, dtype=torch.bool)
-            where[hidden] = True
-            masked = row.masked_fill(where, model.config.mask_id)
-            read = (x[None, start:start + size].to(model.device) for x in (masked, where))
+            masked = row.clone()
+            masked[hidden] = mask
+            read = (x[None, start:start + size].to(model.device) for x in (masked, masked != row))
             log_p = model(*read).float().cpu().log_softmax(1)
-            chances |= zip(hidden, log_p[torch.arange(len(hidden)), row[hidden]].tolist())
+            chances |= zip(hidden, log_p[range(len(hidden)), row[hidden]].tolist())
     return sorted(chances, key=chances.get)[:round(ADAPTED * len(chances) + 0.5)]
 
 
@@ -175,9 +169,8 @@ def step_message(step, seconds):
 
 
 class Book:
-    """What the model was trained on, if it lies in data/. `ids` has a character for each token: str.find is
-    quick, and every vocabulary here ends before the surrogates. prompts: beginnings of held-out sentences;
-    passage: held out too."""
+    """What the model was trained on, if it lies in data/; prompts and passage are held out. `ids` has a
+    character per token: str.find is quick, and vocabularies end before the surrogates."""
 
     def __init__(self, name, tokenizer):
         self.tokenizer, self.title, self.ids, self.prompts, self.passage = tokenizer, name, "", [], ""
@@ -191,7 +184,7 @@ class Book:
                 self.passage = " ".join(text[spans[0]["start"]:][:420].split()[:-1])
 
     def copies(self, row):
-        """Every run of COPIED or more tokens of row that stands in the book, and where; runs may overlap."""
+        """Runs of COPIED or more tokens of row that stand in the book, and where; they may overlap."""
         runs, start, line = [], 0, "".join(map(chr, row))
         while start + COPIED <= len(line):
             end, found = start + COPIED - 1, 0
@@ -202,7 +195,7 @@ class Book:
                 runs.append({"start": start, "end": end, "before": self._text(found - AROUND, found),
                              "copied": self._text(found, stop), "after": self._text(stop, stop + AROUND),
                              "at": round(found / len(self.ids), 4)})
-            start = max(start, end - COPIED) + 1    # the next may begin inside this one
+            start = max(start, end - COPIED) + 1  # the next may begin inside this one
         return runs
 
     def _text(self, start, end):
@@ -210,7 +203,7 @@ class Book:
 
 
 def dashboard(model, tokenizer, saved, book, allowed):
-    """What /api/model says."""
+    """/api/model."""
     training, config = saved.get("training", {}), model.config
     return {"book": book.title or "an unnamed book", "book_at_hand": bool(book.ids), "prompts": book.prompts,
             "passage": book.passage, "vocabulary": tokenizer.vocab_size, "mask": config.mask_id,
@@ -227,9 +220,9 @@ def send(ws, **message):
 
 
 def receive(ws, recent, wait=1):
-    """The next well-formed message, None if there is none now; a malformed one is answered."""
+    """The next well-formed message, None if there is none now; others are answered."""
     while True:
-        while (text := ws.receive(timeout=wait)) is None:   # without end it would miss some ends
+        while (text := ws.receive(timeout=wait)) is None:  # without end it would miss some ends
             if not ws.thread.is_alive():
                 raise ConnectionClosed()
             if not wait:
@@ -256,43 +249,43 @@ class Writer:
         if not self.connections.acquire(blocking=False):
             return ws.close(1013, "too many connections")
         recent = deque(maxlen=MESSAGES_PER_SECOND)
-        # who stops reading would hold the model; Windows takes milliseconds, others a timeval
+        # who stops reading would hold the model; in milliseconds or a timeval
         patience = PATIENCE * 1000 if os.name == "nt" else struct.pack("ll", PATIENCE, 0)
         ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         try:
             while message := receive(ws, recent):
                 if message["type"] != "cancel":
                     self.answer(ws, recent, message)
-        except OSError:     # it went without saying so
+        except OSError:  # it went without a word
             raise ConnectionClosed() from None
         finally:
             self.connections.release()
 
     def checked(self, message):
-        """What `draw` or `write` takes."""
+        """The method that answers, and what it takes."""
         model = self.model
         if message["type"] == "gif":
             row = checked_ids(message, "tokens", model.config.mask_id + 1)
-            return torch.tensor([*zip(row, checked_ids(message, "when", 1000))]).T
+            return self.draw, *torch.tensor([*zip(row, checked_ids(message, "when", 1000))]).T
         settings = checked_settings(message, self.allowed)
         if "twin" in message and not (model := message["twin"] is True and self.twin):
             raise ValueError("twin is true, and serve.py started with --race")
         row, parts = checked_row(message, settings, self.tokenizer, model.config)
         adapt = checked_ids(message, "adapt", len(row)) if "adapt" in message else []
-        return model, settings, row, parts, adapt
+        return self.write, model, settings, row, parts, adapt
 
     def answer(self, ws, recent, message):
         try:
-            work, given = (self.draw if message["type"] == "gif" else self.write), self.checked(message)
+            work, *given = self.checked(message)
         except ValueError as error:
             return send(ws, type="error", message=str(error))
         if not self.in_use.acquire(blocking=False):
             return send(ws, type="busy", message="the model writes for someone else: try again in a moment")
         try:
             work(ws, recent, *given)
-        except ConnectionClosed:        # a RuntimeError too
+        except ConnectionClosed:  # a RuntimeError too
             raise
-        except RuntimeError as error:   # out of memory, most likely
+        except RuntimeError as error:  # out of memory, most likely
             logging.exception("the model failed")
             send(ws, type="error", message=f"the model failed: {str(error).splitlines()[0][:200]}")
         finally:
@@ -300,12 +293,11 @@ class Writer:
 
     def draw(self, ws, _, row, when):
         """Send a GIF; `when` is the step that decided each token of row, 0 if given."""
-        mask, none, frames, file = self.model.config.mask_id, torch.zeros(1, len(row)), [], io.BytesIO()
-        for k in range(int(when.max()) + 1):
-            tokens = row.masked_fill(when > k, mask)[None]
-            step = Step(k, 0, tokens, (when == k)[None], none, row[None], none, none, none)
-            frames.append(sample.cells(self.tokenizer, row.masked_fill(when > 0, mask), step, draft=False))
-        sample.save_gif(file, frames, 0.2)
+        mask, none, file = self.model.config.mask_id, torch.zeros(1, len(row)), io.BytesIO()
+        steps = [Step(k, 0, row.masked_fill(when > k, mask)[None], (when == k)[None], none, row[None], none,
+                      none, none) for k in range(int(when.max()) + 1)]
+        given = row.masked_fill(when > 0, mask)
+        sample.save_gif(file, [sample.cells(self.tokenizer, given, step, False) for step in steps], 0.2)
         send(ws, type="gif", data=base64.b64encode(file.getvalue()).decode())
 
     def write(self, ws, recent, model, settings, row, parts, adapt):
@@ -314,31 +306,28 @@ class Writer:
         seed, how = settings["seed"], Sampling(**{f.name: settings[f.name] for f in fields(Sampling)})
         send(ws, type="start", tokens=row.tolist(), seed=seed, settings=settings)
         bar = (sample.word_starts(self.tokenizer, parts)[None], self.words) if parts else None
-        tokens, steps, seconds, cancelled, begun = row[None], 0, 0.0, False, time.perf_counter()
+        tokens, steps, seconds, asked, begun = row[None], 0, 0.0, None, time.perf_counter()
         for step in denoise(model, row[None], [seed], how, bar=bar):
             tokens, steps, seconds = step.tokens, step.step, time.perf_counter() - begun
             send(ws, **step_message(step, seconds))
-            while asked := receive(ws, recent, wait=0):
-                if asked["type"] == "cancel":
-                    cancelled = True
-                else:
-                    send(ws, type="busy", message="one text at a time: cancel this one first")
-            if cancelled:
+            while (asked := receive(ws, recent, wait=0)) and asked["type"] != "cancel":
+                send(ws, type="busy", message="one text at a time: cancel this one first")
+            if asked:
                 break
         ids = tokens[0].tolist()
-        pieces = (sample.texts(self.tokenizer, parts, tokens[0]) if parts
-                  else self.tokenizer.decode(ids, "ignore"))
-        send(ws, type="done", tokens=ids, text="".join(pieces), seed=seed, steps=steps,
-             seconds=round(seconds, 4), cancelled=cancelled, copies=self.book.copies(ids))
+        decoded = (sample.texts(self.tokenizer, parts, tokens[0]) if parts
+                   else self.tokenizer.decode(ids, "ignore"))
+        send(ws, type="done", tokens=ids, text="".join(decoded), seed=seed, steps=steps,
+             seconds=round(seconds, 4), cancelled=bool(asked), copies=self.book.copies(ids))
 
 
 # ---- the server
 
 def is_served(name, port, host, usual):
-    """Whether a name in a Host header or an Origin, at port `usual` if it says none, is this server's: not one
-    that someone else's DNS points here (rebinding), but any bare IP where it listens everywhere."""
+    """Whether a Host header's or an Origin's name, at port `usual` if it says none, is this server's: not one
+    that others' DNS points here (rebinding); where it listens everywhere, any bare IP."""
     name, asked = re.fullmatch(r"\[?(.*?)\]?(?::(\d+))?", name, re.S).groups(usual)
-    if host in EVERYWHERE:
+    if host in ("0.0.0.0", "::"):
         with contextlib.suppress(ValueError):
             return asked == str(port) and bool(ipaddress.ip_address(name))
     names = LOCAL if host in LOCAL else (host.lower(), "localhost", socket.gethostname().lower())
@@ -355,12 +344,11 @@ def outer_addresses(text):
 
 
 def create_app(writer, about, host, port, outer):
-    """The page, two JSON documents and the WebSocket."""
     app = Flask(__name__, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MESSAGE_BYTES,
                       SOCK_SERVER_OPTIONS={"max_message_size": MESSAGE_BYTES, "ping_interval": PATIENCE})
-    page, tokens = sample.with_style("serve.html"), writer.tokenizer.to_dict()["tokens"]   # bytes as latin-1
-    # a browser runs the page's own script and style, and nothing else
+    page, tokens = sample.with_style("serve.html"), writer.tokenizer.to_dict()["tokens"]  # bytes as latin-1
+    # browsers run the page's own script and style alone
     policy = ("default-src 'none'; img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
               "frame-ancestors 'none'")
     for tag in ("script", "style"):
@@ -369,7 +357,7 @@ def create_app(writer, about, host, port, outer):
 
     @app.before_request
     def only_from_here():
-        # browsers send Origin with every WebSocket; scripts may leave it out, and Host's port
+        # browsers send Origin with every WebSocket; scripts may omit it, and Host's port
         name, site = request.host.lower(), request.headers.get("Origin", "").lower()
         known = is_served(name, port, host, usual=str(port))
         own = site.startswith("http://") and is_served(site.removeprefix("http://"), port, host, usual="80")
@@ -409,7 +397,7 @@ def main():
         taken = " (on a Mac, perhaps by AirPlay Receiver)" * (port == 5000)
         fail(f"cannot listen at {host}:{port}: {error.strerror or error}{taken}; choose another with --port=")
     actual = listening.getsockname()[1]
-    # libraries are loaded before the first reader comes
+    # load libraries before the first reader comes
     sample.generate(model, [sample.canvas(tokenizer, ["a", 1], model.config)], [0], Sampling(steps=1))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     book = Book(saved.get("training", {}).get("dataset"), tokenizer)
@@ -418,7 +406,7 @@ def main():
     server = make_server(host, actual, create_app(writer, about, host, actual, outer), threaded=True,
                          fd=listening.fileno())
     if host not in LOCAL:
-        print(f"warning: who can reach {host} can now use the model; there is no password", file=sys.stderr)
+        print(f"warning: who can reach {host} can use the model; there is no password", file=sys.stderr)
     print(f"http://{address}:{actual}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
