@@ -61,6 +61,7 @@ CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
 TRIES = 25               # combinations of gap lengths, at most
 LONGEST_GAP = 1_000_000  # tokens, as max_tokens
 GAP, WORD = -1, -2       # in place of a gap's ids; WORD has to bring a space
+CONTROL = r"[\0-\t\v-\x1f\x7f-\x9f]"  # characters that could command a terminal
 TERMINAL = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -82,8 +83,7 @@ def load(path, device=""):
 
 # ---- text and gaps
 # A text to fill is a list of parts: a str is fixed, an int a gap of so many tokens, None one of any length.
-# Tokens carry the space before their word, training has hardly shown one alone: a space before a gap is left
-# to the gap's first token.
+# Tokens carry the space before their word; training hardly shows one alone: one before a gap is left to it.
 
 def parse_template(template):
     """A template's parts."""
@@ -116,23 +116,18 @@ def _tokenize(tokenizer, parts):
 
 
 def texts(tokenizer, parts, row):
-    """One str per part of a filled canvas `row` (T,): fixed text as given; gaps without half characters, and
-    without white space beside other or at an end of the text."""
+    """One str per part of a filled canvas `row` (T,): fixed text as given, gaps without half characters or
+    white space beside other or at an end."""
     result, lengths = [], map(len, _tokenize(tokenizer, parts))
     for part, after, ids in zip(parts, [*parts[1:], " "], row.split([*lengths])):
         if isinstance(part, int):
-            part = _printable(tokenizer.decode(ids.tolist(), "ignore"))
+            part = re.sub(CONTROL, "", tokenizer.decode(ids.tolist(), "ignore"))
             if not "".join(result)[-1:].strip():
                 part = part.lstrip()
             if str(after)[:1].isspace():
                 part = part.rstrip()
         result.append(part)
     return result
-
-
-def _printable(text):
-    """Without control characters, which could command a terminal."""
-    return re.sub(r"[\0-\t\v-\x1f\x7f-\x9f]", "", text)
 
 
 # ---- filling
@@ -148,9 +143,9 @@ Job = namedtuple("Job", "prompt parts row seed")
 
 
 def fill(model, tokenizer, jobs, how=None, watch=None):
-    """Fill jobs, in order: yield (row, its confidence as in Step, calls of the network, seconds). A text does
-    not depend on its batch. With a tokenizer, a gap after a space begins a word. watch(jobs, Step, seconds)
-    sees each step of a batch."""
+    """Fill jobs, in order: yield (row, its confidence as in Step, calls of the network, seconds). No text
+    depends on its batch. With a tokenizer, a gap after a space begins a word. watch(jobs, Step, seconds) sees
+    each step."""
     positions = 1024 if model.device.type == "cpu" else 8192
     while jobs:
         widths = itertools.accumulate((len(job.row) for job in jobs), max)
@@ -180,9 +175,8 @@ def generate(model, rows, seeds, how=None):
 
 
 def job_of(model, tokenizer, prompt, parts, seed, how):
-    """The Job of filling `parts`. Gaps of None are tried at several lengths: the likeliest tokens, on average
-    over the gaps, stay. (Over the text, long gaps would be favoured: a model finds likelier what it writes
-    itself.)"""
+    """The Job of filling `parts`. Of several lengths tried for None, those stay whose tokens are likeliest on
+    average over the gaps (over the text, long ones are: a model finds likelier what it writes itself)."""
     if re.search("[\ud800-\udfff]", prompt):
         raise ValueError(f"{prompt!r} is not UTF-8 text")
     unknown = parts.count(None)
@@ -230,7 +224,7 @@ def cells(tokenizer, row, step, draft):
         if (token == mask_id) != hidden:
             hidden = not hidden
             decoder.reset()
-        text = _printable(decoder.decode(tokenizer.tokens[guess if hidden else token]))
+        text = re.sub(CONTROL, "", decoder.decode(tokenizer.tokens[guess if hidden else token]))
         state = ("given" if given != mask_id else "back" if remasked else "new" if revealed
                  else "set" if not hidden else "guess" if draft and text.strip() else "mask")
         if state == "mask":
@@ -240,29 +234,26 @@ def cells(tokenizer, row, step, draft):
 
 
 def painted(shown):
-    """Cells as one rich Text: the surer, the brighter."""
+    """Cells as lines of the terminal: the surer, the brighter."""
     text = Text()
     for cell in shown:
         sure = "" if cell.confidence > 0.6 else "cyan" if cell.confidence > 0.3 else "dim cyan"
         text.append(cell.text, STYLES.get(cell.state, sure))
-    return text
+    return text.wrap(TERMINAL, TERMINAL.width)
 
 
 def frame(shown, step, seconds):
     """For the terminal: as many Cells as fit around the first mask, and a bar."""
-    width, room = TERMINAL.width, max(1, TERMINAL.height - 4)
-    lines = painted(shown).wrap(TERMINAL, width)
+    lines, room = painted(shown), max(1, TERMINAL.height - 4)
     decided = itertools.takewhile(lambda cell: cell.state not in ("mask", "guess"), shown)
-    at = len(painted(decided).wrap(TERMINAL, width))
-    top = max(0, min(at - room // 2, len(lines) - room))
+    top = max(0, min(len(painted(decided)) - room // 2, len(lines) - room))
     bar = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
     done = sum(cell.state in ("new", "set") for cell in shown)
     bar.add_row(f"step {step.step}/{step.of}", ProgressBar(step.of, step.step),
                 f"{seconds:.1f} s  {done / max(seconds, 1e-9):.0f} tokens/s")
     legend = Text.assemble(("▓▒░ masked  ", STYLES["mask"]), ("just revealed", STYLES["new"]), "  ",
                            ("taken back", STYLES["back"]))
-    below = [bar, legend] if width >= 40 else [bar]
-    return Group(*lines[top:top + room], Text(), *below)
+    return Group(*lines[top:top + room], Text(), bar, *([legend] if TERMINAL.width >= 40 else []))
 
 
 def with_style(name):
@@ -294,8 +285,8 @@ def places(text, fonts, width):
 
 
 def save_gif(file, frames, seconds_per_frame):
-    """The same as a GIF, in page.css's light colours and a typeface that matplotlib brings: a mask is as wide
-    as the word to come, what is decided glows and settles. A long run's steps are not all shown."""
+    """The same as a GIF, in page.css's light colours and a typeface of matplotlib's: a mask is as wide as the
+    word to come, what is decided glows and settles. Not all steps of a long run are shown."""
     import matplotlib
     from PIL import Image, ImageColor, ImageDraw, ImageFont
     ink = {name: ImageColor.getrgb(hue)
@@ -388,10 +379,9 @@ def perform(model, tokenizer, job, path):
 
     with live if watched else contextlib.nullcontext():
         [(_, row, result)] = write(model, tokenizer, [job], sampling, watch if watched or path else None)
-    if frames:
-        pace = 0.2 / (speed or 1)
+    if path:
         with written(path, "wb") as file:
-            (save_html if path.endswith(".html") else save_gif)(file, frames, pace)
+            (save_html if path.endswith(".html") else save_gif)(file, frames, 0.2 / (speed or 1))
     return row, result
 
 
@@ -481,7 +471,7 @@ def converse(model, tokenizer):
     global animate
     animate = animate is not False
     history = Path(out_dir, "sample_history")
-    with contextlib.suppress(ImportError, OSError):  # Windows has no readline, a first session no history
+    with contextlib.suppress(ImportError, OSError):  # no readline on Windows, no history at first
         import readline
 
         def complete(text, state):
@@ -494,7 +484,7 @@ def converse(model, tokenizer):
         readline.read_history_file(history)
     past = []  # (Job, filled row, result) of each text
     say("Type the beginning of a text, or a text with gaps (____). /help lists commands.")
-    # for readline, what stands between \1 and \2 has no width
+    # to readline, what is between \1 and \2 has no width
     sign = "\1\033[1;34m\2> \1\033[0m\2" if TERMINAL.color_system else "> "
     while True:
         try:
@@ -508,7 +498,7 @@ def converse(model, tokenizer):
             say("stopped", "cyan")
         except (ValueError, OSError) as error:
             say(str(error), "red")
-        except SystemExit:  # fail() has said what is wrong with a knob
+        except SystemExit:  # fail() has said why
             continue
     with contextlib.suppress(NameError, OSError):
         readline.write_history_file(history)
@@ -527,23 +517,28 @@ def options(line):
 
 
 def command(line, model, tokenizer, past):
-    """Do what one interactive line says. ValueError or fail() if it cannot."""
+    """Do what a line says. ValueError or fail() if it cannot."""
     name, _, argument = line.partition(" ")
     argument, job = argument.strip(), None
     if name.startswith("/") and name not in COMMANDS:
         raise ValueError(f"there is no {name}: /help lists the commands")
     if past:
         last, row, result = past[-1]
+        new = (last.row != row).nonzero()[:, 0]
     elif name in ("/again", "/remask", "/undo", "/save"):
         raise ValueError("there is no text yet")
     if name == "/help":
         say(HELP)
     elif name in ("/set", "/seed"):
-        change(argument if name == "/set" else f"seed {argument}")
+        knob, _, value = (argument if name == "/set" else f"seed {argument}").partition(" ")
+        if knob not in SETTABLE:
+            raise ValueError(f"/set takes a knob and a value; knobs: {', '.join(SETTABLE)}")
+        configure(globals(), arguments=[f"--{knob}={value.strip()}"])
+        say(shown(knob))
     elif name == "/show":
         say("\n".join(f"  {shown(knob)}" for knob in SETTABLE))
         if past:
-            words = (tokenizer.decode([token]).strip(" ") for token in row[last.row != row].tolist())
+            words = (tokenizer.decode([token]).strip(" ") for token in row[new].tolist())
             say("  " + " ".join(f"{n}:{word!r}" for n, word in enumerate(words, 1)))
     elif name == "/undo":
         past.pop()
@@ -553,7 +548,12 @@ def command(line, model, tokenizer, past):
     elif name == "/again":
         job = last._replace(seed=last.seed + 1)
     elif name == "/remask":
-        job = last._replace(row=remasked(last, row, argument, model.config.mask_id), seed=last.seed + 1)
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", argument)
+        first, end = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= first <= end <= len(new):
+            raise ValueError(f"/remask takes a span of the {len(new)} tokens, as 2-5; /show numbers them")
+        masked = row.index_fill(0, new[first - 1:end], model.config.mask_id)
+        job = last._replace(row=masked, seed=last.seed + 1)
     elif line.strip():
         last = job = job_of(model, tokenizer, line, parts_of(line, globals(), gaps=True), seed, sampling)
     if job:
@@ -566,15 +566,6 @@ def shown(knob):
     return f"{knob} = {(globals() | asdict(sampling))[knob]!r}"
 
 
-def change(argument):
-    """Set a knob as the command line does."""
-    knob, _, value = argument.partition(" ")
-    if knob not in SETTABLE:
-        raise ValueError(f"/set takes a knob and a value; knobs: {', '.join(SETTABLE)}")
-    configure(globals(), arguments=[f"--{knob}={value.strip()}"])
-    say(shown(knob))
-
-
 def save(path, result):
     if not path:
         raise ValueError("/save takes a file's name")
@@ -584,16 +575,6 @@ def save(path, result):
         with written(path) as file:
             file.write(result["text"] + "\n")
     say(f"saved in {path}")
-
-
-def remasked(last, row, span, mask_id):
-    """The last text's row with a span of what was written, as 2-5, masked again."""
-    places = (last.row != row).nonzero()[:, 0]
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
-    first, end = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 1 <= first <= end <= len(places):
-        raise ValueError(f"/remask takes a span of the {len(places)} tokens, as 2-5; /show numbers them")
-    return row.index_fill(0, places[first - 1:end], mask_id)
 
 
 # ---- the program
@@ -652,16 +633,15 @@ def share(folder, path, saved):
 def main():
     configure(globals(), positional="prompt")
     check()
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows ?
+    sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
     path = checkpoint or str(Path(out_dir, "best.pt"))
     model, tokenizer, saved = load(path, device)
     if sys.stderr.isatty():
         sys.stderr.write(" " * 11 + "\r")
     try:
-        asked = [template or prompt]
-        if batch:
-            asked = [*filter(str.strip, Path(batch).read_text(encoding="utf-8-sig").splitlines())]
-        if output:  # if it cannot be written, say so before the work
+        lines = Path(batch).read_text(encoding="utf-8-sig").splitlines() if batch else []
+        asked = [*filter(str.strip, lines)] if batch else [template or prompt]
+        if output:  # fails before the work, not after
             write_json(output, [])
         if save_model:
             return share(save_model, path, saved)

@@ -336,7 +336,7 @@ def is_served(name, port, host, usual):
 
 def outer_addresses(text):
     """--origin's addresses, as browsers write them."""
-    addresses = [part.rstrip("/") for part in text.lower().replace(" ", "").split(",") if part]
+    addresses = [part.rstrip("/") for part in re.findall(r"[^\s,]+", text.lower())]
     for address in addresses:
         if not re.fullmatch(r"https?://([^\s/@:?#\[\]]+|\[[0-9a-f:]+\])(:\d+)?", address):
             fail(f"--origin wants addresses like https://books.example.org, not {address!r}")
@@ -364,7 +364,7 @@ def create_app(writer, about, host, port, outer):
         advice = "behind a tunnel or a proxy, start serve.py with --origin= and the page's address\n"
         if not known and name not in [address.partition("//")[2] for address in outer]:
             return f"this server does not answer to that name; {advice}", 400
-        if "Origin" in request.headers and not own and site not in outer:
+        if site and not own and site not in outer:
             return f"other sites' pages may not talk to this server; {advice}", 403
 
     @app.after_request
