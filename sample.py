@@ -133,7 +133,7 @@ def texts(tokenizer, parts, row):
 # ---- filling
 
 def not_words(tokenizer):
-    """(n_text,) bool: tokens that are not a space and more; none in a language without spaces."""
+    """(n_text,) bool: tokens other than a space and more; none in a language without spaces."""
     result = torch.tensor([not re.match(rb" \s*\S", token) for token in tokenizer.tokens[:-3]])
     return result & ~result.all()
 
@@ -144,8 +144,7 @@ Job = namedtuple("Job", "prompt parts row seed")
 
 def fill(model, tokenizer, jobs, how=None, watch=None):
     """Fill jobs, in order: yield (row, its confidence as in Step, calls of the network, seconds). No text
-    depends on its batch. With a tokenizer, a gap after a space begins a word. watch(jobs, Step, seconds) sees
-    each step."""
+    depends on its batch. With a tokenizer, gaps after a space begin words. watch(Step, seconds) looks on."""
     positions = 1024 if model.device.type == "cpu" else 8192
     while jobs:
         widths = itertools.accumulate((len(job.row) for job in jobs), max)
@@ -162,7 +161,7 @@ def fill(model, tokenizer, jobs, how=None, watch=None):
             tokens, confidence = step.tokens, step.confidence
             calls += step.revealed.any(1)
             if watch:
-                watch(batch, step, seconds)
+                watch(step, seconds)
             begun = time.perf_counter()
         for length, row, p, n in zip(map(len, rows), tokens, confidence, calls.tolist()):
             yield row[:length], p[:length], n, seconds / len(batch)
@@ -196,7 +195,7 @@ def job_of(model, tokenizer, prompt, parts, seed, how):
 
 
 def write(model, tokenizer, jobs, how, watch=None):
-    """`fill`, but yield (index, filled row, result as in --output) of each job."""
+    """Fill jobs: yield (index, filled row, result as in --output)."""
     filled = fill(model, tokenizer, jobs, how, watch)
     for i, (job, (row, _, calls, seconds)) in enumerate(zip(jobs, filled)):
         pieces = texts(tokenizer, job.parts, row)
@@ -215,8 +214,8 @@ STYLES = {"given": "bold", "mask": "blue", "guess": "dim italic", "new": "bold u
 
 
 def cells(tokenizer, row, step, draft):
-    """A Cell for each token of a lone canvas `row` (T,) after a Step; a character of several tokens is in the
-    last one's. A mask is as long as the guess under it, which `draft` shows, ▓ ▒ ░ by rising confidence."""
+    """A Cell per token of a lone canvas `row` (T,) after a Step; a character of several is in the last one's.
+    A mask is as long as the guess under it, which `draft` shows, ▓ ▒ ░ by rising confidence."""
     decoder, hidden, result = codecs.getincrementaldecoder("utf-8")("ignore"), False, []
     mask_id = tokenizer.special["[MASK]"]
     columns = row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence
@@ -252,8 +251,8 @@ def frame(shown, step, seconds):
     bar.add_row(f"step {step.step}/{step.of}", ProgressBar(step.of, step.step),
                 f"{seconds:.1f} s  {done / max(seconds, 1e-9):.0f} tokens/s")
     legend = Text.assemble(("▓▒░ masked  ", STYLES["mask"]), ("just revealed", STYLES["new"]), "  ",
-                           ("taken back", STYLES["back"]))
-    return Group(*lines[top:top + room], Text(), bar, *([legend] if TERMINAL.width >= 40 else []))
+                           ("taken back", STYLES["back"]), no_wrap=True)
+    return Group(*lines[top:top + room], Text(), bar, legend)
 
 
 def with_style(name):
@@ -263,14 +262,14 @@ def with_style(name):
 
 
 def save_html(file, frames, seconds_per_frame):
-    """Write sample.html with `frames` (lists of Cells) in it, to a binary file."""
+    """Write sample.html with `frames`, lists of Cells, to a binary file."""
     data = json.dumps([[cell[:2] for cell in shown] for shown in frames], ensure_ascii=False)
     page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
     file.write(page.replace("FRAMES", data.replace("<", "\\u003c")).encode())
 
 
 def places(text, fonts, width):
-    """(x in pixels, line) of each of a text's characters, in its font, and of the end."""
+    """(x in pixels, line) of each character, in its font, and of the end."""
     where, x, line = [], 0.0, 0
     for piece in re.findall(r"\n|\S{1,40}|.", text):
         font = fonts[len(where)]
@@ -355,19 +354,21 @@ def show(tokenizer, job, row):
     Console(highlight=False).print(Text.assemble(*zip(pieces, styles)))
 
 
-def progress_bar():
-    """One that leaves nothing behind."""
-    return Progress("{task.description}", BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(),
-                    console=TERMINAL, transient=True, disable=not TERMINAL.is_interactive,
-                    redirect_stdout=False, redirect_stderr=False)
+def progress_bar(description, total):
+    """One that leaves nothing behind, for a task, 0."""
+    bar = Progress("{task.description}", BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(),
+                   console=TERMINAL, transient=True, disable=not TERMINAL.is_interactive,
+                   redirect_stdout=False, redirect_stderr=False)
+    bar.add_task(description, total=total)
+    return bar
 
 
 def perform(model, tokenizer, job, path):
-    """(filled row, result) of a lone job, watched if `animate` says so, its animation saved at a path."""
+    """(filled row, result) of a lone job; `animate` shows, a path keeps its animation."""
     frames, live = [], Live(console=TERMINAL, auto_refresh=False, transient=True)
     watched = animate and TERMINAL.is_interactive
 
-    def watch(jobs, step, seconds):
+    def watch(step, seconds):
         before = step._replace(step=0, tokens=job.row[None], revealed=torch.zeros_like(step.revealed))
         for moment in [before, step] if step.step == 1 else [step]:
             shown = cells(tokenizer, job.row, moment, draft)
@@ -391,18 +392,17 @@ def measure(model, tokenizer, jobs):
     runs += [(f"{key}={value}", {key: value}) for key, value in (
         ("threshold", 0.9), ("threshold", 0.5), ("entropy_bound", 0.5), ("entropy_bound", 2.0))]
     print("order             steps calls  ms/call  tokens/s", flush=True)
-    with progress_bar() as progress:
-        task = progress.add_task("warming up", total=len(runs))
+    with progress_bar("warming up", len(runs)) as progress:
         list(write(model, tokenizer, jobs, replace(sampling, steps=2)))
         for name, changed in runs:
             how = replace(sampling, **changed)
-            progress.update(task, description=f"{name}, {how.steps} steps")
+            progress.update(0, description=f"{name}, {how.steps} steps")
             tokens, seconds, calls = totals([result for *_, result in write(model, tokenizer, jobs, how)])
             progress.stop()
             print(f"{name:17} {how.steps:5} {calls:5} {1000 * seconds / calls:8.1f} {tokens / seconds:9.0f}",
                   flush=True)
             progress.start()
-            progress.advance(task)
+            progress.advance(0)
 
 
 def totals(results):
@@ -427,17 +427,15 @@ def write_all(model, tokenizer, jobs):
         for job in jobs:
             keep(job, *perform(model, tokenizer, job, "" if results else save_animation))
         return results
-    with progress_bar() as progress:
-        task = progress.add_task(f"0/{len(jobs)} texts", total=len(jobs))
-
-        def watch(batch, step, seconds):
-            progress.update(task, completed=len(results) + len(batch) * step.step / step.of)
+    with progress_bar(f"0/{len(jobs)} texts", len(jobs)) as progress:
+        def watch(step, seconds):
+            progress.update(0, completed=len(results) + len(step.tokens) * step.step / step.of)
 
         for i, row, result in write(model, tokenizer, jobs, sampling, watch):
             progress.stop()
             keep(jobs[i], row, result)
             progress.start()
-            progress.update(task, completed=i + 1, description=f"{i + 1}/{len(jobs)} texts")
+            progress.update(0, description=f"{i + 1}/{len(jobs)} texts")
     return results
 
 
@@ -458,16 +456,16 @@ SETTABLE = [*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed
 
 
 def parts_of(text, knobs, gaps):
-    """A text's parts: its gaps if it has any and `gaps`, or its continuation up to the suffix."""
-    parts, after = parse_template(text), knobs["suffix"]
-    if gaps and any(not isinstance(part, str) for part in parts):
-        return parts
+    """A text's parts: with its gaps, if it has any and `gaps`, or continued up to the suffix."""
+    if gaps and "__" in text:
+        return parse_template(text)
+    after = knobs["suffix"]
     space = " " * (after[:1].isalnum() or after[:1] in tuple("“‘("))
     return [part for part in (text, knobs["max_tokens"], space + after) if part]
 
 
 def converse(model, tokenizer):
-    """--interactive: a line is a text to continue, a template to fill, or one of COMMANDS."""
+    """--interactive: lines are texts to continue, templates to fill, or COMMANDS."""
     global animate
     animate = animate is not False
     history = Path(out_dir, "sample_history")

@@ -60,21 +60,22 @@ ADAPTED = 0.2             # share of a text that is taken back to adapt to a wor
 # ---- what a client may ask for
 
 def settings_allowed(config):
-    """{key: what it may be}: a number's `min` and `max`, or `choices`; `default` None is off."""
+    """{key: `min` and `max`, or `choices`, and `default`, None if off}."""
     usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)  # leaves room for a prompt
-    narrower = {"steps": {"max": 256}, "temperature": {"max": 2}, "top_k": {"max": config.n_text},
-                "top_p": {"min": 0.01}, "repetition_penalty": {"min": 1, "max": 2}, "remask": {"max": 0.9},
-                "entropy_bound": {"max": 100}, "block_size": {"max": config.block_size}}
+    least = {"top_p": 0.01, "repetition_penalty": 1}
+    most = {"steps": 256, "temperature": 2, "top_k": config.n_text, "repetition_penalty": 2, "remask": 0.9,
+            "entropy_bound": 100, "block_size": config.block_size}
     allowed = {"max_tokens": {"type": "int", "min": 1, "max": longest, "default": usual}}
     for f in fields(Sampling):
-        rule = {"choices": f.metadata["choices"]} if f.metadata["choices"] else {
-            "type": "int" if "int" in str(f.type) else "float", **{k: f.metadata[k] for k in ("min", "max")}}
-        allowed[f.name] = rule | narrower.get(f.name, {}) | {"default": f.default}
+        choices, low, high = (f.metadata[key] for key in ("choices", "min", "max"))
+        allowed[f.name] = {"default": f.default} | ({"choices": choices} if choices else {
+            "type": "int" if "int" in str(f.type) else "float",
+            "min": least.get(f.name, low), "max": most.get(f.name, high)})
     return allowed | {"seed": {"type": "int", "min": 0, "max": 2**53 - 1, "default": None}}  # JavaScript's
 
 
 def read_message(text):
-    """A client's message -> dict. ValueError, here and below, is for the client."""
+    """A client's message. ValueError, here and below, tells it what is wrong."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
@@ -107,7 +108,7 @@ def checked_settings(message, allowed):
 
 
 def checked_row(message, settings, tokenizer, config):
-    """(row to fill (T,) int64, its parts, or None where `tokens` are given)."""
+    """(row to fill (T,) int64, its parts, None if it came as ids)."""
     if "tokens" in message:
         return torch.tensor(checked_ids(message, "tokens", config.mask_id + 1)), None
     texts = {key: message.get(key, "") for key in ("prompt", "suffix", "template")}
@@ -137,7 +138,7 @@ def checked_ids(message, key, end):
 
 @torch.no_grad()
 def doubtful(model, row, positions):
-    """Those of `positions` in row (T,) with the least likely tokens, a quarter of them masked at a time."""
+    """The `positions` in row (T,) of the least likely tokens, a quarter masked at a time."""
     chances, size, mask = {}, model.config.block_size, model.config.mask_id
     for start in range(0, len(row), size):
         here = sorted({p for p in positions if start <= p < start + size and row[p] != mask})
@@ -151,7 +152,7 @@ def doubtful(model, row, positions):
 
 
 def step_message(step, seconds):
-    """A Step of one row for JSON: `alternatives` are [token id, probability], the first a draft's."""
+    """A Step of one row; `alternatives` are [token id, probability], the first a draft's."""
     known = step.tokens, step.confidence, step.choices, step.chances
     tokens, confidence, ids, chances = (x[0].tolist() for x in known)
 
@@ -184,7 +185,7 @@ class Book:
                 self.passage = " ".join(text[spans[0]["start"]:][:420].split()[:-1])
 
     def copies(self, row):
-        """Runs of COPIED or more tokens of row that stand in the book, and where; they may overlap."""
+        """Runs of COPIED or more tokens that stand in the book, and where; they may overlap."""
         runs, start, line = [], 0, "".join(map(chr, row))
         while start + COPIED <= len(line):
             end, found = start + COPIED - 1, 0
@@ -203,7 +204,7 @@ class Book:
 
 
 def dashboard(model, tokenizer, saved, book, allowed):
-    """/api/model."""
+    """What /api/model says."""
     training, config = saved.get("training", {}), model.config
     return {"book": book.title or "an unnamed book", "book_at_hand": bool(book.ids), "prompts": book.prompts,
             "passage": book.passage, "vocabulary": tokenizer.vocab_size, "mask": config.mask_id,
@@ -292,7 +293,7 @@ class Writer:
             self.in_use.release()
 
     def draw(self, ws, _, row, when):
-        """Send a GIF; `when` is the step that decided each token of row, 0 if given."""
+        """`when` is the step that decided each token of row, 0 if given."""
         mask, none, file = self.model.config.mask_id, torch.zeros(1, len(row)), io.BytesIO()
         steps = [Step(k, 0, row.masked_fill(when > k, mask)[None], (when == k)[None], none, row[None], none,
                       none, none) for k in range(int(when.max()) + 1)]
@@ -301,7 +302,6 @@ class Writer:
         send(ws, type="gif", data=base64.b64encode(file.getvalue()).decode())
 
     def write(self, ws, recent, model, settings, row, parts, adapt):
-        """Send each step as it comes, and look for `cancel`."""
         row[doubtful(model, row, adapt)] = model.config.mask_id
         seed, how = settings["seed"], Sampling(**{f.name: settings[f.name] for f in fields(Sampling)})
         send(ws, type="start", tokens=row.tolist(), seed=seed, settings=settings)
@@ -335,7 +335,7 @@ def is_served(name, port, host, usual):
 
 
 def outer_addresses(text):
-    """--origin's addresses, as browsers write them."""
+    """--origin's, as browsers write them."""
     addresses = [part.rstrip("/") for part in re.findall(r"[^\s,]+", text.lower())]
     for address in addresses:
         if not re.fullmatch(r"https?://([^\s/@:?#\[\]]+|\[[0-9a-f:]+\])(:\d+)?", address):
