@@ -138,8 +138,7 @@ def not_words(tokenizer):
     return result & ~result.all()
 
 
-# a prompt as the user gave it, its parts, their canvas (T,)
-Job = namedtuple("Job", "prompt parts row seed")
+Job = namedtuple("Job", "prompt parts row seed")  # row (T,): the parts' canvas
 
 
 def fill(model, tokenizer, jobs, how=None, watch=None):
@@ -196,8 +195,8 @@ def job_of(model, tokenizer, prompt, parts, seed, how):
 
 def write(model, tokenizer, jobs, how, watch=None):
     """Fill jobs: yield (index, filled row, result as in --output)."""
-    filled = fill(model, tokenizer, jobs, how, watch)
-    for i, (job, (row, _, calls, seconds)) in enumerate(zip(jobs, filled)):
+    for i, (row, _, calls, seconds) in enumerate(fill(model, tokenizer, jobs, how, watch)):
+        job = jobs[i]
         pieces = texts(tokenizer, job.parts, row)
         gaps = [piece for piece, part in zip(pieces, job.parts) if isinstance(part, int)]
         yield i, row, {"prompt": job.prompt, "text": "".join(pieces), "completion": "\n".join(gaps),
@@ -220,7 +219,7 @@ def cells(tokenizer, row, step, draft):
     mask_id = tokenizer.special["[MASK]"]
     columns = row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence
     for given, token, guess, revealed, remasked, p in zip(*(column[0].tolist() for column in columns)):
-        if (token == mask_id) != hidden:
+        if hidden != (token == mask_id):
             hidden = not hidden
             decoder.reset()
         text = re.sub(CONTROL, "", decoder.decode(tokenizer.tokens[guess if hidden else token]))
@@ -306,7 +305,7 @@ def save_gif(file, frames, seconds_per_frame):
     bottom, glow, images = height * (where[-1][1] + 1) + 2 * margin, [0.0] * len(words), []
     every = -(-len(frames) // 130)
     palette = Image.new("P", (1, 1))
-    palette.putpalette([c for name in ("ink", "new", "soft", "dim", "back", "mark") for step in range(16)
+    palette.putpalette([c for name in "ink new soft dim back mark".split() for step in range(16)
                         for c in mix("paper", name, step / 15)])
     for moment in range(last + 4):  # three more, in which the last word's glow settles
         step = min(moment, last)
@@ -314,8 +313,7 @@ def save_gif(file, frames, seconds_per_frame):
                 for cell, g in zip(frames[step], glow)]
         if step < last and step % every:
             continue
-        image = Image.new("RGB", (width, bottom), ink["paper"])
-        pen = ImageDraw.Draw(image)
+        pen = ImageDraw.Draw(image := Image.new("RGB", (width, bottom), ink["paper"]))
         pen.text((width - margin, bottom - 18), f"step {step} of {last}", ink["dim"], small, "rs")
         for cell, lit, word, (x, line) in zip(frames[step], glow, words, spots):
             font = italic if cell.state in ("given", "guess") else upright
@@ -389,8 +387,8 @@ def perform(model, tokenizer, job, path):
 def measure(model, tokenizer, jobs):
     """--benchmark."""
     runs = [(order, {"order": order, "steps": n}) for order in CHOICES["order"] for n in (8, 25, 64)]
-    runs += [(f"{key}={value}", {key: value}) for key, value in (
-        ("threshold", 0.9), ("threshold", 0.5), ("entropy_bound", 0.5), ("entropy_bound", 2.0))]
+    runs += [(f"{key}={value}", {key: value}) for key, values in (
+        ("threshold", (0.9, 0.5)), ("entropy_bound", (0.5, 2.0))) for value in values]
     print("order             steps calls  ms/call  tokens/s", flush=True)
     with progress_bar("warming up", len(runs)) as progress:
         list(write(model, tokenizer, jobs, replace(sampling, steps=2)))
@@ -536,8 +534,8 @@ def command(line, model, tokenizer, past):
     elif name == "/show":
         say("\n".join(f"  {shown(knob)}" for knob in SETTABLE))
         if past:
-            words = (tokenizer.decode([token]).strip(" ") for token in row[new].tolist())
-            say("  " + " ".join(f"{n}:{word!r}" for n, word in enumerate(words, 1)))
+            words = map(tokenizer.decode, row[new, None].tolist())
+            say("  " + " ".join(f"{n}:{word.strip(' ')!r}" for n, word in enumerate(words, 1)))
     elif name == "/undo":
         past.pop()
         show(tokenizer, *past[-1][:2]) if past else say("no text is left")
@@ -637,8 +635,9 @@ def main():
     if sys.stderr.isatty():
         sys.stderr.write(" " * 11 + "\r")
     try:
-        lines = Path(batch).read_text(encoding="utf-8-sig").splitlines() if batch else []
-        asked = [*filter(str.strip, lines)] if batch else [template or prompt]
+        asked = [template or prompt]
+        if batch:
+            asked = [*filter(str.strip, Path(batch).read_text(encoding="utf-8-sig").splitlines())]
         if output:  # fails before the work, not after
             write_json(output, [])
         if save_model:

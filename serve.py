@@ -244,7 +244,7 @@ class Writer:
     def __init__(self, model, twin, tokenizer, book):
         self.model, self.twin, self.tokenizer, self.book = model, twin, tokenizer, book
         self.allowed, self.words = settings_allowed(model.config), sample.not_words(tokenizer)
-        self.in_use, self.connections = threading.Lock(), threading.BoundedSemaphore(CONNECTIONS)
+        self.in_use, self.connections = threading.Lock(), threading.Semaphore(CONNECTIONS)
 
     def talk(self, ws):
         if not self.connections.acquire(blocking=False):
@@ -281,7 +281,7 @@ class Writer:
         except ValueError as error:
             return send(ws, type="error", message=str(error))
         if not self.in_use.acquire(blocking=False):
-            return send(ws, type="busy", message="the model writes for someone else: try again in a moment")
+            return send(ws, type="busy", message="the model writes for someone else: try again soon")
         try:
             work(ws, recent, *given)
         except ConnectionClosed:  # a RuntimeError too
@@ -360,9 +360,9 @@ def create_app(writer, about, host, port, outer):
         # browsers send Origin with every WebSocket; scripts may omit it, and Host's port
         name, site = request.host.lower(), request.headers.get("Origin", "").lower()
         known = is_served(name, port, host, usual=str(port))
-        own = site.startswith("http://") and is_served(site.removeprefix("http://"), port, host, usual="80")
+        own = is_served(site.removeprefix("http://"), port, host, usual="80")
         advice = "behind a tunnel or a proxy, start serve.py with --origin= and the page's address\n"
-        if not known and name not in [address.partition("//")[2] for address in outer]:
+        if not known and not {f"http://{name}", f"https://{name}"}.intersection(outer):
             return f"this server does not answer to that name; {advice}", 400
         if site and not own and site not in outer:
             return f"other sites' pages may not talk to this server; {advice}", 403
