@@ -86,7 +86,6 @@ def load(path, device=""):
 # Tokens carry the space before their word; training hardly shows one alone: one before a gap is left to it.
 
 def parse_template(template):
-    """A template's parts."""
     parts = re.split(r"__+(?:\((\d+)\))?", template)
     parts[1::2] = [length and int(length) for length in parts[1::2]]
     return [part for part in parts if part != ""]
@@ -260,10 +259,10 @@ def with_style(name):
     return page.replace("/* page.css */\n", css)
 
 
-def save_html(file, frames, seconds_per_frame):
-    """Write sample.html with `frames`, lists of Cells, to a binary file."""
+def save_html(file, frames, pace):
+    """Write sample.html with `frames`, lists of Cells, `pace` seconds each, to a binary file."""
     data = json.dumps([[cell[:2] for cell in shown] for shown in frames], ensure_ascii=False)
-    page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
+    page = with_style("sample.html").replace("INTERVAL", str(int(1000 * pace)))
     file.write(page.replace("FRAMES", data.replace("<", "\\u003c")).encode())
 
 
@@ -282,7 +281,7 @@ def places(text, fonts, width):
     return [*where, (x, line)]
 
 
-def save_gif(file, frames, seconds_per_frame):
+def save_gif(file, frames, pace):
     """The same as a GIF, in page.css's light colours and a typeface of matplotlib's: a mask is as wide as the
     word to come, what is decided glows and settles. Not all steps of a long run are shown."""
     import matplotlib
@@ -332,7 +331,7 @@ def save_gif(file, frames, seconds_per_frame):
             if cell.state == "back":
                 pen.line((x, base - 8, x + room, base - 8), ink["back"], 2)
         images.append(image.quantize(palette=palette, dither=Image.Dither.NONE))
-    times = [int(1000 * seconds_per_frame)] * (len(images) - 1) + [4000]
+    times = [int(1000 * pace)] * (len(images) - 1) + [4000]
     images[0].save(file, "GIF", save_all=True, append_images=images[1:], loop=0, duration=times)
 
 
@@ -480,7 +479,7 @@ def converse(model, tokenizer):
         readline.read_history_file(history)
     past = []  # (Job, filled row, result) of each text
     say("Type the beginning of a text, or a text with gaps (____). /help lists commands.")
-    # to readline, what is between \1 and \2 has no width
+    # what stands between \1 and \2 has no width to readline
     sign = "\1\033[1;34m\2> \1\033[0m\2" if TERMINAL.color_system else "> "
     while True:
         try:

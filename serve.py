@@ -186,6 +186,9 @@ class Book:
 
     def copies(self, row):
         """Runs of COPIED or more tokens that stand in the book, and where; they may overlap."""
+        def text(start, end):
+            return self.tokenizer.decode(map(ord, self.ids[max(0, start):end]), "ignore")
+
         runs, start, line = [], 0, "".join(map(chr, row))
         while start + COPIED <= len(line):
             end, found = start + COPIED - 1, 0
@@ -193,14 +196,11 @@ class Book:
                 end, found = end + 1, longer
             stop = found + end - start
             if stop - found >= COPIED:
-                runs.append({"start": start, "end": end, "before": self._text(found - AROUND, found),
-                             "copied": self._text(found, stop), "after": self._text(stop, stop + AROUND),
+                runs.append({"start": start, "end": end, "before": text(found - AROUND, found),
+                             "copied": text(found, stop), "after": text(stop, stop + AROUND),
                              "at": round(found / len(self.ids), 4)})
             start = max(start, end - COPIED) + 1  # the next may begin inside this one
         return runs
-
-    def _text(self, start, end):
-        return self.tokenizer.decode(map(ord, self.ids[max(0, start):end]), "ignore")
 
 
 def dashboard(model, tokenizer, saved, book, allowed):
