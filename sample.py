@@ -5,63 +5,68 @@
     python sample.py --template="The ____ of the sea was ____(12) and cold."
     python sample.py --interactive
 
-Text goes to stdout, everything else to stderr. The same seed and settings give the same text.
+Text goes to stdout, all else to stderr. The same seed and settings give the same text.
 """
 # ruff: noqa: E402
 import sys
 
 if __name__ == "__main__" and sys.stderr.isatty():
-    print("loading ...", end="\r", file=sys.stderr, flush=True)  # importing torch takes seconds
+    sys.stderr.write("loading ...\r")  # importing torch takes seconds
 
 import codecs
 import contextlib
-import functools
 import itertools
 import json
-import os
 import random
 import re
 import time
-import unicodedata
+from collections import namedtuple
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
 
 from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, denoise, load_model, pad, pick_device, set_up_cpu
 from prepare import Tokenizer
 
-out_dir = "out"               # where train.py left its checkpoints
-checkpoint = ""               # a checkpoint's path; empty: best.pt in out_dir
-device = ""                   # cpu, cuda, mps; empty: a GPU if there is one
-prompt = ""                   # the text to continue; empty: write from nothing
-suffix = ""                   # text that follows what is written (after a space, if it begins with a word)
-template = ""                 # text with gaps to fill: ____ of any length, ____(12) of twelve tokens
-max_tokens = 128              # how many tokens to write after the prompt [1, 1000000]
-num_samples = 1               # texts per prompt, from the seeds seed, seed + 1 and on [1, 1000000]
-seed = 1                      # where chance begins [0, 9007199254740991]
-sampling = Sampling()         # how text is drawn; model.py says what its fields, knobs as well, may be
-gap_lengths = [1, 2, 3, 5, 8]  # tokens to try in a gap of unknown length; the likeliest text stays [1, 1000]
-output = ""                   # a JSON file for the results
-batch = ""                    # a file of prompts or templates, one a line; texts come as they are done
-interactive = False           # a prompt to type at; /help says what it knows
-animate: bool | None = None   # watch the text appear; None: where --interactive has a terminal
-speed = 1.0                   # of the animation: 2 is twice as fast, 0 does not wait [0, ...)
-draft = False                 # in animations, show what the model would put under the masks
-save_animation = ""           # FILE.html or FILE.gif: the first text's animation, to keep
-benchmark = False             # tokens per second over steps and orders
-save_model = ""               # a folder for the model as others read it: safetensors, JSON, a model card
+out_dir = "out"          # where train.py left its checkpoints
+checkpoint = ""          # a checkpoint's path; empty: best.pt in out_dir
+device = ""              # cpu, cuda, mps; empty: a GPU if there is one
+prompt = ""              # text to continue; empty: write from nothing
+suffix = ""              # text that follows, after a space if it begins with a word
+template = ""            # text with gaps to fill: ____ of any length, ____(12) of twelve tokens
+max_tokens = 128         # tokens to write after the prompt [1, 1000000]
+num_samples = 1          # texts per prompt, from seed, seed + 1 and so on [1, 1000000]
+seed = 1                 # where chance begins [0, 9007199254740991]
+sampling = Sampling()    # how text is drawn; its fields, in model.py, are knobs as well
+gap_lengths = [1, 2, 3, 5, 8]  # tokens to try in a gap of any length; the likeliest text stays [1, 1000]
+output = ""              # a JSON file for the results
+batch = ""               # a file of prompts or templates, one a line
+interactive = False      # a prompt to type at; /help says what it knows
+animate: bool | None = None  # watch the text appear; None: only with --interactive
+speed = 1.0              # of the animation: 2 is twice as fast, 0 does not wait [0, ...)
+draft = False            # animations show what the model would put under the masks
+save_animation = ""      # FILE.html or FILE.gif: the first text's animation
+benchmark = False        # tokens per second over steps and orders
+save_model = ""          # a folder for the model as others read it: safetensors, JSON, a card
 
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
-TRIES = 25                    # combinations of gap lengths, at most
-LONGEST_GAP = 1_000_000       # tokens, as max_tokens
+TRIES = 25               # combinations of gap lengths, at most
+LONGEST_GAP = 1_000_000  # tokens, as max_tokens
+GAP, WORD = -1, -2       # in place of a gap's ids; WORD has to bring a space
+CONTROL = r"[\0-\t\v-\x1f\x7f-\x9f]"  # characters that could command a terminal
+TERMINAL = Console(stderr=True, highlight=False, emoji=False)
 
 
 def load(path, device=""):
-    """(model in eval mode, its Tokenizer, the whole checkpoint), or fail()."""
+    """(model in eval mode, its Tokenizer, the checkpoint), or fail()."""
     try:
         where = pick_device(device)
         model, checkpoint = load_model(path)
@@ -77,229 +82,192 @@ def load(path, device=""):
 
 
 # ---- text and gaps
-# A text to fill is a list of parts: a str is fixed, an int is a gap of so many tokens, None one of unknown
-# length. A token carries the space before its word, so a space before a gap is left to the gap's first token:
-# training has hardly shown one alone. `texts` puts it back.
+# A text to fill is a list of parts: a str is fixed, an int a gap of so many tokens, None one of any length.
+# Tokens carry the space before their word; training hardly shows one alone: one before a gap is left to it.
 
 def parse_template(template):
-    """A template's parts."""
     parts = re.split(r"__+(?:\((\d+)\))?", template)
     parts[1::2] = [length and int(length) for length in parts[1::2]]
     return [part for part in parts if part != ""]
 
 
 def canvas(tokenizer, parts, config):
-    """(T,) int64: the tokens of fixed text, and the gaps' [MASK]s. ValueError for a gap of no token."""
-    return torch.tensor([*itertools.chain(*_tokenize(tokenizer, parts, config.mask_id))], dtype=torch.long)
+    """(T,) int64: fixed text's tokens and the gaps' [MASK]s. ValueError for a gap of no token."""
+    ids = torch.cat([*_tokenize(tokenizer, parts)])
+    return ids.masked_fill(ids < 0, config.mask_id)
+
+
+def word_starts(tokenizer, parts):
+    """(T,) bool: the first tokens of gaps after a space, which have to bring it."""
+    return torch.cat([*_tokenize(tokenizer, parts)]) == WORD
+
+
+def _tokenize(tokenizer, parts):
+    """Yield each part's ids, (n,) int64: a gap's are GAP, after a space the first is WORD."""
+    for before, part, after in zip(["", *parts], parts, [*parts[1:], ""]):
+        if isinstance(part, str):
+            ids = tokenizer.encode(part.rstrip(" ") if isinstance(after, int) else part)
+        elif 1 <= part <= LONGEST_GAP:
+            ids = [WORD if str(before).endswith(" ") else GAP, *[GAP] * (part - 1)]
+        else:
+            raise ValueError(f"a gap is 1 to {LONGEST_GAP:,} tokens long, not {part}")
+        yield torch.tensor(ids, dtype=torch.long)
 
 
 def texts(tokenizer, parts, row):
-    """One str per part of a filled canvas `row` (T,): fixed text as given; a gap without half characters, and
-    without white space beside other or at an end of the text."""
-    result, start = [], 0
-    for part, after, ids in zip(parts, [*parts[1:], " "], _tokenize(tokenizer, parts, -1)):
+    """One str per part of a filled canvas `row` (T,): fixed text as given, gaps without half characters or
+    white space beside other or at an end."""
+    result, lengths = [], map(len, _tokenize(tokenizer, parts))
+    for part, after, ids in zip(parts, [*parts[1:], " "], row.split([*lengths])):
         if isinstance(part, int):
-            part = _printable(tokenizer.decode(row[start:start + len(ids)].tolist(), "ignore"))
+            part = re.sub(CONTROL, "", tokenizer.decode(ids.tolist(), "ignore"))
             if not "".join(result)[-1:].strip():
                 part = part.lstrip()
-            if isinstance(after, str) and after[:1].isspace():
+            if str(after)[:1].isspace():
                 part = part.rstrip()
         result.append(part)
-        start += len(ids)
     return result
-
-
-def _printable(text):
-    """Without control characters, which could command a terminal."""
-    return "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
-
-
-def _tokenize(tokenizer, parts, mask_id):
-    """One list of ids per part."""
-    for part, after in zip(parts, [*parts[1:], None]):
-        if isinstance(part, str):
-            yield tokenizer.encode(part.rstrip(" ") if isinstance(after, int) else part)
-        elif 1 <= part <= LONGEST_GAP:
-            yield [mask_id] * part
-        else:
-            raise ValueError(f"a gap is 1 to {LONGEST_GAP:,} tokens long, not {part}")
 
 
 # ---- filling
 
-def word_starts(tokenizer, parts):
-    """(T,) bool: the first tokens of gaps after a space, which have to bring it."""
-    result = []
-    for before, part, ids in zip(["", *parts], parts, _tokenize(tokenizer, parts, -1)):
-        starts = isinstance(part, int) and str(before).endswith(" ")
-        result += [starts, *[False] * len(ids)][:len(ids)]
-    return torch.tensor(result, dtype=torch.bool)
-
-
 def not_words(tokenizer):
-    """(n_text,) bool: the tokens that are not a space and more; none in a language without spaces."""
-    result = torch.tensor([not (token[:1] == b" " and token[1:].strip()) for token in tokenizer.tokens[:-3]])
+    """(n_text,) bool: tokens other than a space and more; none in a language without spaces."""
+    result = torch.tensor([not re.match(rb" \s*\S", token) for token in tokenizer.tokens[:-3]])
     return result & ~result.all()
 
 
-class Job(NamedTuple):
-    prompt: str  # as the user gave it
-    parts: list
-    row: Tensor  # (T,) its canvas
-    seed: int
+Job = namedtuple("Job", "prompt parts row seed")  # row (T,): the parts' canvas
 
 
-def batches(model, tokenizer, jobs, how=None):
-    """Fill jobs, in order: yield (indices of a batch's, its Steps). A text does not depend on its batch. With
-    a tokenizer, a gap after a space begins a word."""
-    positions, todo = 1024 if model.device.type == "cpu" else 8192, range(len(jobs))
-    while todo:
-        widths = itertools.accumulate((len(jobs[i].row) for i in todo), max)
+def fill(model, tokenizer, jobs, how=None, watch=None):
+    """Fill jobs, in order: yield (row, its confidence as in Step, calls of the network, seconds). No text
+    depends on its batch. With a tokenizer, gaps after a space begin words. watch(Step, seconds) looks on."""
+    positions = 1024 if model.device.type == "cpu" else 8192
+    while jobs:
+        widths = itertools.accumulate((len(job.row) for job in jobs), max)
         size = max(1, sum(n * width <= positions for n, width in enumerate(widths, 1)))
-        batch, todo = todo[:size], todo[size:]
-        _, parts, rows, seeds = zip(*(jobs[i] for i in batch))
+        batch, jobs = jobs[:size], jobs[size:]
+        _, parts, rows, seeds = zip(*batch)
         bar = (pad([word_starts(tokenizer, each) for each in parts], False),
                not_words(tokenizer)) if tokenizer else None
-        yield batch, denoise(model, pad(rows, model.config.pad_id), seeds, how, bar=bar)
+        tokens = pad(rows, model.config.pad_id)
+        confidence, calls = torch.ones(tokens.shape), torch.zeros(len(batch), dtype=torch.long)
+        seconds, begun = 0.0, time.perf_counter()
+        for step in denoise(model, tokens, seeds, how, bar=bar):
+            seconds += time.perf_counter() - begun
+            tokens, confidence = step.tokens, step.confidence
+            calls += step.revealed.any(1)
+            if watch:
+                watch(step, seconds)
+            begun = time.perf_counter()
+        for length, row, p, n in zip(map(len, rows), tokens, confidence, calls.tolist()):
+            yield row[:length], p[:length], n, seconds / len(batch)
 
 
 def generate(model, rows, seeds, how=None):
     """What 1-d canvases become."""
-    filled, jobs = list(rows), [Job("", [], row, seed) for row, seed in zip(rows, seeds)]
-    for batch, events in batches(model, None, jobs, how):
-        for step in events:
-            for i, tokens in zip(batch, step.tokens):
-                filled[i] = tokens[:len(rows[i])]
-    return filled
+    jobs = [Job("", [], row, seed) for row, seed in zip(rows, seeds)]
+    return [row for row, *_ in fill(model, None, jobs, how)]
 
 
 def job_of(model, tokenizer, prompt, parts, seed, how):
-    """The Job of filling `parts`. Gaps of None are tried at several lengths; kept are those whose tokens were
-    likeliest on average. (The whole text's average would favour long gaps: a model finds what it writes
-    likelier than what people do.)"""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{prompt!r} is not UTF-8 text") from None
+    """The Job of filling `parts`. Of several lengths tried for None, those stay whose tokens are likeliest on
+    average over the gaps (over the text, long ones are: a model finds likelier what it writes itself)."""
+    if re.search("[\ud800-\udfff]", prompt):
+        raise ValueError(f"{prompt!r} is not UTF-8 text")
     unknown = parts.count(None)
     lengths = itertools.product(gap_lengths, repeat=unknown)
     if len(gap_lengths) ** unknown > TRIES:
         rng = random.Random(seed)
         lengths = [rng.choices(gap_lengths, k=unknown) for _ in range(TRIES)]
-    tries = [[next(chosen) if part is None else part for part in parts] for chosen in map(iter, lengths)]
-    jobs = [Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed) for attempt in tries]
+    jobs = []
+    for chosen in map(iter, lengths):
+        attempt = [next(chosen) if part is None else part for part in parts]
+        jobs.append(Job(prompt, attempt, canvas(tokenizer, attempt, model.config), seed))
     if not unknown:
         return jobs[0]
-    likelihood = {}
-    for batch, events in batches(model, tokenizer, jobs, how):
-        for step in events:
-            for i, p in zip(batch, step.confidence.log()):
-                row = jobs[i].row
-                likelihood[i] = float(p[:len(row)][row == model.config.mask_id].mean())
-    return jobs[max(likelihood, key=likelihood.get)]
+    likelihood = [float(confidence.log()[job.row == model.config.mask_id].mean())
+                  for job, (_, confidence, *_) in zip(jobs, fill(model, tokenizer, jobs, how))]
+    return jobs[likelihood.index(max(likelihood))]
 
 
 def write(model, tokenizer, jobs, how, watch=None):
-    """Fill jobs; yield (index, filled row, result as in --output) as they are done. watch(jobs, Step,
-    seconds) sees each step of a batch."""
-    for batch, events in batches(model, tokenizer, jobs, how):
-        chosen, seconds, begun = [jobs[i] for i in batch], 0.0, time.perf_counter()
-        filled, calls = [job.row for job in chosen], [0] * len(batch)
-        for step in events:
-            seconds += time.perf_counter() - begun
-            filled = [tokens[:len(job.row)] for job, tokens in zip(chosen, step.tokens)]
-            calls = [n + bool(revealed.any()) for n, revealed in zip(calls, step.revealed)]
-            if watch:
-                watch(chosen, step, seconds)
-            begun = time.perf_counter()
-        for i, job, row, n in zip(batch, chosen, filled, calls):
-            pieces = texts(tokenizer, job.parts, row)
-            gaps = [piece for piece, part in zip(pieces, job.parts) if isinstance(part, int)]
-            yield i, row, {"prompt": job.prompt, "text": "".join(pieces), "completion": "\n".join(gaps),
-                           "seed": job.seed, "steps": n, "tokens": int((job.row != row).sum()),
-                           "seconds": round(seconds / len(batch), 4), "settings": asdict(how)}
+    """Fill jobs: yield (index, filled row, result as in --output)."""
+    for i, (row, _, calls, seconds) in enumerate(fill(model, tokenizer, jobs, how, watch)):
+        job = jobs[i]
+        pieces = texts(tokenizer, job.parts, row)
+        gaps = [piece for piece, part in zip(pieces, job.parts) if isinstance(part, int)]
+        yield i, row, {"prompt": job.prompt, "text": "".join(pieces), "completion": "\n".join(gaps),
+                       "seed": job.seed, "steps": calls, "tokens": int((job.row != row).sum()),
+                       "seconds": round(seconds, 4), "settings": asdict(how)}
 
 
 # ---- watching
 
-class Cell(NamedTuple):
-    text: str
-    state: str  # given, mask, guess (under a mask), new (just revealed), set, back (just taken back)
-    confidence: float
-
-
+# state: given, mask, guess (under a mask), new (just revealed), set, back (just taken back)
+Cell = namedtuple("Cell", "text state confidence")
 STYLES = {"given": "bold", "mask": "blue", "guess": "dim italic", "new": "bold underline green",
           "back": "strike red"}
 
 
 def cells(tokenizer, row, step, draft):
-    """A Cell for each token of a lone canvas `row` (T,) after a Step. A character of several tokens is in the
-    last one's. A mask is as long as the guess under it, ▓ ▒ ░ by rising confidence; `draft` shows that."""
-    decoder, hidden, result = codecs.getincrementaldecoder("utf-8")(errors="ignore"), False, []
+    """A Cell per token of a lone canvas `row` (T,) after a Step; a character of several is in the last one's.
+    A mask is as long as the guess under it, which `draft` shows, ▓ ▒ ░ by rising confidence."""
+    decoder, hidden, result = codecs.getincrementaldecoder("utf-8")("ignore"), False, []
     mask_id = tokenizer.special["[MASK]"]
-    columns = (row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence)
+    columns = row[None], step.tokens, step.draft, step.revealed, step.remasked, step.confidence
     for given, token, guess, revealed, remasked, p in zip(*(column[0].tolist() for column in columns)):
-        if (token == mask_id) != hidden:
+        if hidden != (token == mask_id):
             hidden = not hidden
             decoder.reset()
-        text = _printable(decoder.decode(tokenizer.tokens[guess if hidden else token]))
-        state = ("given" if given != mask_id else "back" if remasked else "mask" if hidden
-                 else "new" if revealed else "set")
-        if state == "mask" and draft and text.strip():
-            state = "guess"
-        elif state == "mask":
+        text = re.sub(CONTROL, "", decoder.decode(tokenizer.tokens[guess if hidden else token]))
+        state = ("given" if given != mask_id else "back" if remasked else "new" if revealed
+                 else "set" if not hidden else "guess" if draft and text.strip() else "mask")
+        if state == "mask":
             text = re.sub(r"[^ ]", "▓▒░"[min(int(p * 3), 2)], text if text.strip() else " ▓▓▓")
         result.append(Cell(text, state, p))
     return result
 
 
 def painted(shown):
-    """Cells as one rich Text: the surer, the brighter."""
-    from rich.text import Text
+    """Cells as lines of the terminal: the surer, the brighter."""
     text = Text()
     for cell in shown:
         sure = "" if cell.confidence > 0.6 else "cyan" if cell.confidence > 0.3 else "dim cyan"
         text.append(cell.text, STYLES.get(cell.state, sure))
-    return text
+    return text.wrap(TERMINAL, TERMINAL.width)
 
 
 def frame(shown, step, seconds):
-    """What the terminal shows of Cells: as much as fits around the first mask, and a bar."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Column, Table
-    from rich.text import Text
-    console = terminal()
-    lines, room = painted(shown).wrap(console, console.width), max(1, console.height - 4)
+    """For the terminal: as many Cells as fit around the first mask, and a bar."""
+    lines, room = painted(shown), max(1, TERMINAL.height - 4)
     decided = itertools.takewhile(lambda cell: cell.state not in ("mask", "guess"), shown)
-    at = len(painted(decided).wrap(console, console.width))
-    top = max(0, min(at - room // 2, len(lines) - room))
+    top = max(0, min(len(painted(decided)) - room // 2, len(lines) - room))
     bar = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
     done = sum(cell.state in ("new", "set") for cell in shown)
     bar.add_row(f"step {step.step}/{step.of}", ProgressBar(step.of, step.step),
                 f"{seconds:.1f} s  {done / max(seconds, 1e-9):.0f} tokens/s")
     legend = Text.assemble(("▓▒░ masked  ", STYLES["mask"]), ("just revealed", STYLES["new"]), "  ",
-                           ("taken back", STYLES["back"]))
-    below = [bar, legend] if console.width >= 40 else [bar]
-    return Group(Text("\n").join(lines[top:top + room]), Text(), *below)
+                           ("taken back", STYLES["back"]), no_wrap=True)
+    return Group(*lines[top:top + room], Text(), bar, legend)
 
 
 def with_style(name):
-    """A page that stands beside this script, page.css in it."""
+    """A page from beside this script, page.css in it."""
     css, page = (Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("page.css", name))
-    return page.replace("/* page.css */\n", css, 1)
+    return page.replace("/* page.css */\n", css)
 
 
-def save_html(path, frames, seconds_per_frame):
-    """sample.html with `frames` (lists of Cells) in it, which it plays and needs nothing else."""
+def save_html(file, frames, pace):
+    """Write sample.html with `frames`, lists of Cells, `pace` seconds each, to a binary file."""
     data = json.dumps([[cell[:2] for cell in shown] for shown in frames], ensure_ascii=False)
-    page = with_style("sample.html").replace("INTERVAL", str(int(1000 * seconds_per_frame)))
-    with written(path) as file:
-        file.write(page.replace("FRAMES", data.replace("<", "\\u003c")))
+    page = with_style("sample.html").replace("INTERVAL", str(int(1000 * pace)))
+    file.write(page.replace("FRAMES", data.replace("<", "\\u003c")).encode())
 
 
 def places(text, fonts, width):
-    """(x in pixels, line) of each character of a text, in its font, and of the text's end."""
+    """(x in pixels, line) of each character, in its font, and of the end."""
     where, x, line = [], 0.0, 0
     for piece in re.findall(r"\n|\S{1,40}|.", text):
         font = fonts[len(where)]
@@ -313,10 +281,9 @@ def places(text, fonts, width):
     return [*where, (x, line)]
 
 
-def save_gif(file, frames, seconds_per_frame):
-    """The same as a GIF in a binary file, in page.css's light colours and a typeface that matplotlib brings:
-    a mask is as wide as the word that will stand there, what is decided glows and settles. Of a long run not
-    every step is shown."""
+def save_gif(file, frames, pace):
+    """The same as a GIF, in page.css's light colours and a typeface of matplotlib's: a mask is as wide as the
+    word to come, what is decided glows and settles. Not all steps of a long run are shown."""
     import matplotlib
     from PIL import Image, ImageColor, ImageDraw, ImageFont
     ink = {name: ImageColor.getrgb(hue)
@@ -337,18 +304,17 @@ def save_gif(file, frames, seconds_per_frame):
     bottom, glow, images = height * (where[-1][1] + 1) + 2 * margin, [0.0] * len(words), []
     every = -(-len(frames) // 130)
     palette = Image.new("P", (1, 1))
-    palette.putpalette([c for name in ("ink", "new", "soft", "dim", "back", "mark") for step in range(16)
+    palette.putpalette([c for name in "ink new soft dim back mark".split() for step in range(16)
                         for c in mix("paper", name, step / 15)])
-    for step in range(last + 4):  # three more, in which the last word's glow settles
-        shown = frames[min(step, last)]
-        glow = [1.0 if cell.state == "new" and step <= last else max(0.0, g - 1 / 3)
-                for cell, g in zip(shown, glow)]
+    for moment in range(last + 4):  # three more, in which the last word's glow settles
+        step = min(moment, last)
+        glow = [1.0 if cell.state == "new" and step == moment else max(0.0, g - 1 / 3)
+                for cell, g in zip(frames[step], glow)]
         if step < last and step % every:
             continue
-        image = Image.new("RGB", (width, bottom), ink["paper"])
-        pen = ImageDraw.Draw(image)
-        pen.text((width - margin, bottom - 18), f"step {min(step, last)} of {last}", ink["dim"], small, "rs")
-        for cell, lit, word, (x, line) in zip(shown, glow, words, spots):
+        pen = ImageDraw.Draw(image := Image.new("RGB", (width, bottom), ink["paper"]))
+        pen.text((width - margin, bottom - 18), f"step {step} of {last}", ink["dim"], small, "rs")
+        for cell, lit, word, (x, line) in zip(frames[step], glow, words, spots):
             font = italic if cell.state in ("given", "guess") else upright
             x, base, room = x + margin, margin + height * line + 30, font.getlength(word.strip())
             if cell.state == "mask":
@@ -360,62 +326,46 @@ def save_gif(file, frames, seconds_per_frame):
                 font = font.font_variant(size=max(1, int(28 * fit)))
             if lit and room:
                 pen.rectangle((x - 1, base - 26, x + room, base + 9), mix("paper", "new", 0.17 * lit))
-            hue = {"given": "soft", "guess": "dim", "back": "back"}.get(cell.state)
-            pen.text((x, base), body, ink[hue] if hue else mix("ink", "new", lit), font, "ls")
+            hues = {"given": ink["soft"], "guess": ink["dim"], "back": ink["back"]}
+            pen.text((x, base), body, hues.get(cell.state, mix("ink", "new", lit)), font, "ls")
             if cell.state == "back":
                 pen.line((x, base - 8, x + room, base - 8), ink["back"], 2)
         images.append(image.quantize(palette=palette, dither=Image.Dither.NONE))
-    times = [int(1000 * seconds_per_frame)] * (len(images) - 1) + [4000]
+    times = [int(1000 * pace)] * (len(images) - 1) + [4000]
     images[0].save(file, "GIF", save_all=True, append_images=images[1:], loop=0, duration=times)
 
 
 # ---- the terminal
 
-@functools.cache
-def terminal():
-    """stderr."""
-    from rich.console import Console
-    return Console(stderr=True, highlight=False, emoji=False)
-
-
 def say(message, style=""):
     """Print to stderr, in a terminal broken between words."""
-    if terminal().is_terminal:
-        terminal().print(message, style=style, markup=False)
-    else:
-        print(message, file=sys.stderr, flush=True)
+    TERMINAL.print(message, style=style, markup=False, soft_wrap=not TERMINAL.is_terminal)
 
 
-def show(job, text):
+def show(tokenizer, job, row):
     """Print a text; in a terminal broken between words, what was given in bold."""
+    pieces = texts(tokenizer, job.parts, row)
     if not sys.stdout.isatty():
-        return print(text, flush=True)
-    from rich.console import Console
-    from rich.text import Text
-    shown, end = Text(text), 0
-    for part in job.parts:
-        if isinstance(part, str):
-            start = text.index(part, end)
-            end = start + len(part)
-            shown.stylize("bold", start, end)
-    Console(highlight=False).print(shown)
+        return print(*pieces, sep="", flush=True)
+    styles = ["bold" if isinstance(part, str) else "" for part in job.parts]
+    Console(highlight=False).print(Text.assemble(*zip(pieces, styles)))
 
 
-def progress_bar():
-    """One that leaves nothing behind; stopped, it lets stdout print above it."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
-    return Progress("{task.description}", BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(),
-                    console=terminal(), transient=True, disable=not terminal().is_interactive,
-                    redirect_stdout=False, redirect_stderr=False)
+def progress_bar(description, total):
+    """One that leaves nothing behind, for a task, 0."""
+    bar = Progress("{task.description}", BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(),
+                   console=TERMINAL, transient=True, disable=not TERMINAL.is_interactive,
+                   redirect_stdout=False, redirect_stderr=False)
+    bar.add_task(description, total=total)
+    return bar
 
 
 def perform(model, tokenizer, job, path):
-    """(filled row, result) of a lone job, watched if `animate` says so, its animation saved if path does."""
-    from rich.live import Live
-    frames, live = [], Live(console=terminal(), auto_refresh=False, transient=True)
-    watched = animate and terminal().is_interactive
+    """(filled row, result) of a lone job; `animate` shows, a path keeps its animation."""
+    frames, live = [], Live(console=TERMINAL, auto_refresh=False, transient=True)
+    watched = animate and TERMINAL.is_interactive
 
-    def watch(jobs, step, seconds):
+    def watch(step, seconds):
         before = step._replace(step=0, tokens=job.row[None], revealed=torch.zeros_like(step.revealed))
         for moment in [before, step] if step.step == 1 else [step]:
             shown = cells(tokenizer, job.row, moment, draft)
@@ -427,35 +377,29 @@ def perform(model, tokenizer, job, path):
 
     with live if watched else contextlib.nullcontext():
         [(_, row, result)] = write(model, tokenizer, [job], sampling, watch if watched or path else None)
-    if frames:
-        pace = 0.2 / (speed or 1)
-        if path.endswith(".html"):
-            save_html(path, frames, pace)
-        else:
-            with written(path, "wb") as file:
-                save_gif(file, frames, pace)
+    if path:
+        with written(path, "wb") as file:
+            (save_html if path.endswith(".html") else save_gif)(file, frames, 0.2 / (speed or 1))
     return row, result
 
 
 def measure(model, tokenizer, jobs):
-    """--benchmark: a table of speeds."""
-    runs = [{"order": order, "steps": n} for order in CHOICES["order"] for n in (8, 25, 64)]
-    runs += [{"threshold": 0.9}, {"threshold": 0.5}, {"entropy_bound": 0.5}, {"entropy_bound": 2.0}]
-    line = "{:<17} {:>5} {:>5} {:>8} {:>9}"
-    print(line.format("order", "steps", "calls", "ms/call", "tokens/s"), flush=True)
-    with progress_bar() as progress:
-        task = progress.add_task("warming up", total=len(runs))
+    """--benchmark."""
+    runs = [(order, {"order": order, "steps": n}) for order in CHOICES["order"] for n in (8, 25, 64)]
+    runs += [(f"{key}={value}", {key: value}) for key, values in (
+        ("threshold", (0.9, 0.5)), ("entropy_bound", (0.5, 2.0))) for value in values]
+    print("order             steps calls  ms/call  tokens/s", flush=True)
+    with progress_bar("warming up", len(runs)) as progress:
         list(write(model, tokenizer, jobs, replace(sampling, steps=2)))
-        for run in runs:
-            used = replace(sampling, **run)
-            name = run.get("order") or "{}={}".format(*next(iter(run.items())))
-            progress.update(task, description=f"{name}, {used.steps} steps")
-            tokens, seconds, calls = totals([result for *_, result in write(model, tokenizer, jobs, used)])
-            figures = f"{1000 * seconds / calls:.1f}", f"{tokens / seconds:.0f}"
+        for name, changed in runs:
+            how = replace(sampling, **changed)
+            progress.update(0, description=f"{name}, {how.steps} steps")
+            tokens, seconds, calls = totals([result for *_, result in write(model, tokenizer, jobs, how)])
             progress.stop()
-            print(line.format(name, used.steps, calls, *figures), flush=True)
+            print(f"{name:17} {how.steps:5} {calls:5} {1000 * seconds / calls:8.1f} {tokens / seconds:9.0f}",
+                  flush=True)
             progress.start()
-            progress.advance(task)
+            progress.advance(0)
 
 
 def totals(results):
@@ -465,32 +409,30 @@ def totals(results):
 
 
 def write_all(model, tokenizer, jobs):
-    """The results of all jobs, printed and put into `output` as they are done."""
+    """The jobs' results, printed and put into `output` as they are done."""
     results = []
 
-    def keep(job, result):
+    def keep(job, row, result):
         results.append(result)
         if output:
             write_json(output, results)
         if len(jobs) > 1:
-            say(("\n" if len(results) > 1 else "") + f"{result['prompt']!r}, seed {result['seed']}:")
-        show(job, result["text"])
+            say(("\n" if len(results) > 1 else "") + f"{job.prompt!r}, seed {job.seed}:")
+        show(tokenizer, job, row)
 
     if animate or save_animation:
         for job in jobs:
-            keep(job, perform(model, tokenizer, job, "" if results else save_animation)[1])
+            keep(job, *perform(model, tokenizer, job, "" if results else save_animation))
         return results
-    with progress_bar() as progress:
-        task = progress.add_task(f"0/{len(jobs)} texts", total=len(jobs))
+    with progress_bar(f"0/{len(jobs)} texts", len(jobs)) as progress:
+        def watch(step, seconds):
+            progress.update(0, completed=len(results) + len(step.tokens) * step.step / step.of)
 
-        def watch(batch, step, seconds):
-            progress.update(task, completed=len(results) + len(batch) * step.step / step.of)
-
-        for i, _, result in write(model, tokenizer, jobs, sampling, watch):
+        for i, row, result in write(model, tokenizer, jobs, sampling, watch):
             progress.stop()
-            keep(jobs[i], result)
+            keep(jobs[i], row, result)
             progress.start()
-            progress.update(task, completed=i + 1, description=f"{i + 1}/{len(jobs)} texts")
+            progress.update(0, description=f"{i + 1}/{len(jobs)} texts")
     return results
 
 
@@ -499,45 +441,46 @@ def write_all(model, tokenizer, jobs):
 HELP = """\
 /set KNOB VALUE  change a knob
 /seed 5          where chance begins
-/show            the knobs, and the last text's tokens with their numbers
+/show            the knobs, and the last text's tokens, numbered
 /again           the same with the next seed
 /remask 12-18    write these tokens of the last text anew
 /undo            back to the text before
-/save FILE       keep the last text; as .json, all that is known of it
+/save FILE       keep the last text; as .json, all about it
 /help            this
-/quit            leave, as Ctrl-D does; Ctrl-C stops the text at hand"""
+/quit            leave, as Ctrl-D does; Ctrl-C stops a text"""
 COMMANDS = [line.split()[0] for line in HELP.splitlines()]
-SETTABLE = (*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed", "draft", "save_animation")
+SETTABLE = [*asdict(sampling), "max_tokens", "suffix", "seed", "animate", "speed", "draft", "save_animation"]
 
 
 def parts_of(text, knobs, gaps):
-    """The parts of a text: with its gaps, if `gaps` and it has some, or continued up to the suffix."""
-    parts, after = parse_template(text), knobs["suffix"]
-    if gaps and any(not isinstance(part, str) for part in parts):
-        return parts
+    """A text's parts: with its gaps, if it has any and `gaps`, or continued up to the suffix."""
+    if gaps and "__" in text:
+        return parse_template(text)
+    after = knobs["suffix"]
     space = " " * (after[:1].isalnum() or after[:1] in tuple("“‘("))
-    return [text, knobs["max_tokens"], *([space + after] if after else [])]
+    return [part for part in (text, knobs["max_tokens"], space + after) if part]
 
 
 def converse(model, tokenizer):
-    """--interactive: a line is a text to continue or a template to fill, or one of COMMANDS."""
-    if animate is None:
-        configure(globals(), arguments=["--animate"])
+    """--interactive: lines are texts to continue, templates to fill, or COMMANDS."""
+    global animate
+    animate = animate is not False
     history = Path(out_dir, "sample_history")
-    with contextlib.suppress(ImportError, OSError):  # Windows has no readline, a first session no history
+    with contextlib.suppress(ImportError, OSError):  # no readline on Windows, no history at first
         import readline
 
         def complete(text, state):
-            fitting = [option for option in options(readline.get_line_buffer()) if option.startswith(text)]
+            fitting = [word for word in options(readline.get_line_buffer()) if word.startswith(text)]
             return [*fitting, None][state]
+
         readline.set_completer_delims(" ")
         readline.set_completer(complete)
         readline.parse_and_bind("tab: complete")
         readline.read_history_file(history)
-    past = []  # of each text its Job, filled row and result
+    past = []  # (Job, filled row, result) of each text
     say("Type the beginning of a text, or a text with gaps (____). /help lists commands.")
-    # for readline, what stands between \1 and \2 has no width
-    sign = "\1\033[1;34m\2> \1\033[0m\2" if terminal().color_system else "> "
+    # what stands between \1 and \2 has no width to readline
+    sign = "\1\033[1;34m\2> \1\033[0m\2" if TERMINAL.color_system else "> "
     while True:
         try:
             line = input(sign if sys.stdin.isatty() else "")
@@ -550,7 +493,7 @@ def converse(model, tokenizer):
             say("stopped", "cyan")
         except (ValueError, OSError) as error:
             say(str(error), "red")
-        except SystemExit:  # fail() has said what is wrong with a knob
+        except SystemExit:  # fail() has said why
             continue
     with contextlib.suppress(NameError, OSError):
         readline.write_history_file(history)
@@ -560,61 +503,62 @@ def options(line):
     """What may complete the last word of an interactive line."""
     match line.split(" "):
         case ["/set", _]:
-            return list(SETTABLE)
+            return SETTABLE
         case ["/set", knob, *_]:
-            return list(CHOICES.get(knob, ()))
+            return [*CHOICES.get(knob, ())]
         case [word] if word.startswith("/"):
             return COMMANDS
     return []
 
 
 def command(line, model, tokenizer, past):
-    """Do what one interactive line says. ValueError or fail() if it cannot."""
+    """Do what a line says. ValueError or fail() if it cannot."""
     name, _, argument = line.partition(" ")
     argument, job = argument.strip(), None
     if name.startswith("/") and name not in COMMANDS:
         raise ValueError(f"there is no {name}: /help lists the commands")
     if past:
         last, row, result = past[-1]
+        new = (last.row != row).nonzero()[:, 0]
     elif name in ("/again", "/remask", "/undo", "/save"):
         raise ValueError("there is no text yet")
     if name == "/help":
         say(HELP)
     elif name in ("/set", "/seed"):
-        change(argument if name == "/set" else f"seed {argument}")
+        knob, _, value = (argument if name == "/set" else f"seed {argument}").partition(" ")
+        if knob not in SETTABLE:
+            raise ValueError(f"/set takes a knob and a value; knobs: {', '.join(SETTABLE)}")
+        configure(globals(), arguments=[f"--{knob}={value.strip()}"])
+        say(shown(knob))
     elif name == "/show":
         say("\n".join(f"  {shown(knob)}" for knob in SETTABLE))
         if past:
-            words = (tokenizer.decode([token]).strip(" ") for token in row[last.row != row].tolist())
-            say("  " + " ".join(f"{n}:{word!r}" for n, word in enumerate(words, 1)))
+            words = map(tokenizer.decode, row[new, None].tolist())
+            say("  " + " ".join(f"{n}:{word.strip(' ')!r}" for n, word in enumerate(words, 1)))
     elif name == "/undo":
         past.pop()
-        show(past[-1][0], past[-1][2]["text"]) if past else say("no text is left")
+        show(tokenizer, *past[-1][:2]) if past else say("no text is left")
     elif name == "/save":
         save(argument, result)
     elif name == "/again":
         job = last._replace(seed=last.seed + 1)
     elif name == "/remask":
-        job = last._replace(row=remasked(last, row, argument, model.config.mask_id), seed=last.seed + 1)
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", argument)
+        first, end = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= first <= end <= len(new):
+            raise ValueError(f"/remask takes a span of the {len(new)} tokens, as 2-5; /show numbers them")
+        masked = row.index_fill(0, new[first - 1:end], model.config.mask_id)
+        job = last._replace(row=masked, seed=last.seed + 1)
     elif line.strip():
         last = job = job_of(model, tokenizer, line, parts_of(line, globals(), gaps=True), seed, sampling)
     if job:
         row, result = perform(model, tokenizer, job, save_animation)
         past.append((job._replace(row=last.row), row, result))
-        show(job, result["text"])
+        show(tokenizer, job, row)
 
 
 def shown(knob):
     return f"{knob} = {(globals() | asdict(sampling))[knob]!r}"
-
-
-def change(argument):
-    """Set a knob as the command line does."""
-    knob, _, value = argument.partition(" ")
-    if knob not in SETTABLE:
-        raise ValueError(f"/set takes a knob and a value; knobs: {', '.join(SETTABLE)}")
-    configure(globals(), arguments=[f"--{knob}={value.strip()}"])
-    say(shown(knob))
 
 
 def save(path, result):
@@ -628,26 +572,15 @@ def save(path, result):
     say(f"saved in {path}")
 
 
-def remasked(last, row, span, mask_id):
-    """The last text's row with a span of what was written, such as 2-5, masked again."""
-    places = (last.row != row).nonzero()[:, 0]
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
-    first, end = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 1 <= first <= end <= len(places):
-        raise ValueError(f"/remask takes a span of the {len(places)} tokens that were written, as in "
-                         "/remask 2-5; /show numbers them")
-    return row.index_fill(0, places[first - 1:end], mask_id)
-
-
 # ---- the program
 
 def check():
     if template and (prompt or suffix):
-        fail("--template stands alone: put the prompt and the suffix into it")
+        fail("--template stands alone: put prompt and suffix into it")
     if bool(template) + bool(batch) + interactive + benchmark > 1:
         fail("one of --template, --batch, --interactive and --benchmark at a time")
     if template and "__" not in template:
-        fail("--template has no gap: write ____ for one of any length, ____(12) for one of twelve tokens")
+        fail("--template has no gap: write ____ for any length, ____(12) for twelve tokens")
     if save_animation and not save_animation.endswith((".html", ".gif")):
         fail(f"--save_animation wants a name that ends in .html or .gif, got {save_animation}")
 
@@ -658,19 +591,22 @@ pipeline_tag: text-generation
 tags: [masked-diffusion, text-diffusion]
 ---
 A masked diffusion language model of one book, {book}: {weights:,} weights, {n_text:,} tokens. It writes in
-the book's style and knows nothing else. Every script of the program that trained it opens this folder, as in
+its style and knows nothing else. Each script of the program that trained it opens this folder:
 
     python sample.py --checkpoint=FOLDER
 
-`model.safetensors` has the weights, `config.json` the network's shape and how it was trained,
-`tokenizer.json` the vocabulary.
+`model.safetensors` has the weights, `config.json` shape and training, `tokenizer.json` the vocabulary.
 
 {evaluation}
 """
+FIGURES = """\
+Bits per byte of the book's {split} text: at most {likelihood[bits_per_byte]:.3f}; a table of its n-grams \
+{baselines[ngram_bits_per_byte]:.3f}. Share of its samples that stands in the book word for word: \
+{memorization[generated][copied_share]:.1%}."""
 
 
 def share(folder, path, saved):
-    """Write a checkpoint as others can read it, with the figures of evaluation.json if they are its own."""
+    """--save_model, with the figures of evaluation.json if they are this checkpoint's."""
     from safetensors.torch import save
     Path(folder).mkdir(parents=True, exist_ok=True)
     training, told = saved.get("training", {}), "It has not been evaluated."
@@ -678,33 +614,30 @@ def share(folder, path, saved):
     write_json(f"{folder}/tokenizer.json", saved["tokenizer"])
     with written(f"{folder}/model.safetensors", "wb") as file:
         file.write(save(saved["model"]))
-    evaluation = Path(path).with_name("evaluation.json")
-    found = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.exists() else {}
-    if found.get("checkpoint") == path:
-        bits, table = found["likelihood"]["bits_per_byte"], found["baselines"]["ngram_bits_per_byte"]
-        told = (f"Bits per byte of the book's {found['split']} text: at most {bits:.3f}; a table of its "
-                f"n-grams {table:.3f}. Share of its samples that stands in the book word for word: "
-                f"{found['memorization']['generated']['copied_share']:.1%}.")
+    with contextlib.suppress(FileNotFoundError):
+        found = json.loads(Path(path).with_name("evaluation.json").read_text(encoding="utf-8"))
+        if found.get("checkpoint") == path:
+            told = FIGURES.format(**found)
     with written(f"{folder}/README.md") as file:
         file.write(CARD.format(book=training.get("dataset", "unnamed"), evaluation=told,
                                n_text=saved["config"]["vocab_size"] - 3,
                                weights=sum(w.numel() for w in saved["model"].values())))
-    say(f"{folder}: the model of {path}, {told[0].lower()}{told[1:]}")
+    say(f"{folder}: the model of {path}. {told}")
 
 
 def main():
     configure(globals(), positional="prompt")
     check()
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows ?
-    path = checkpoint or os.path.join(out_dir, "best.pt")
+    sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
+    path = checkpoint or str(Path(out_dir, "best.pt"))
     model, tokenizer, saved = load(path, device)
     if sys.stderr.isatty():
-        print(" " * 11, end="\r", file=sys.stderr, flush=True)
+        sys.stderr.write(" " * 11 + "\r")
     try:
         asked = [template or prompt]
         if batch:
             asked = [*filter(str.strip, Path(batch).read_text(encoding="utf-8-sig").splitlines())]
-        if output:  # a path that cannot be written is known before the work
+        if output:  # fails before the work, not after
             write_json(output, [])
         if save_model:
             return share(save_model, path, saved)

@@ -3,9 +3,8 @@
     python serve.py                                 then open http://127.0.0.1:5000
     python serve.py --checkpoint=out/best_stage2.pt --port=8080
 
-The page, serve.html, asks /api/model and /api/vocabulary once, then speaks JSON over the WebSocket at /ws:
-sends `generate` and `cancel`, gets `start`, a `step` for each call of the network, and `done`, or `error` or
-`busy`; sends a text as `gif`, and gets its picture.
+The page, serve.html, speaks JSON over the WebSocket at /ws: sends `generate` and gets `start`, a `step` per
+call of the network and `done`, or `error` or `busy`; `cancel`; and `gif`, for a picture of a text.
 """
 import base64
 import contextlib
@@ -27,7 +26,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from flask import Flask, Response, abort, jsonify, request
+from flask import Flask, request
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
 from werkzeug.serving import make_server
@@ -37,45 +36,46 @@ from configurator import configure, fail, run_script
 from model import Sampling, Step, count_parameters, denoise, estimate_memory
 from prepare import read_prepared
 
-out_dir = "out"             # where train.py left its checkpoints
-checkpoint = ""             # a checkpoint's path; empty: best.pt in out_dir
-race = ""                   # the out_dir of a causal twin, to write the same side by side
-device = ""                 # cpu, cuda, mps; empty: a GPU if there is one
-host = "127.0.0.1"          # to listen at; any but this machine's own lets others use the model
-port = 5000                 # to listen at; 0: any free one [0, 65535]
-origin = ""                 # where a tunnel or proxy leads here: its address, https://books.example.org
-longest = 1024              # tokens in the longest text, its prompt included [2, 1000000]
+out_dir = "out"     # where train.py left its checkpoints
+checkpoint = ""     # a checkpoint's path; empty: best.pt in out_dir
+race = ""           # the out_dir of a causal twin, to write side by side
+device = ""         # cpu, cuda, mps; empty: a GPU if there is one
+host = "127.0.0.1"  # to listen at; any but this machine's own lets others use the model
+port = 5000         # to listen at; 0: any free one [0, 65535]
+origin = ""         # address of a tunnel or proxy that leads here: https://books.example.org
+longest = 1024      # tokens in the longest text, prompt included [2, 1000000]
 
-MESSAGE_BYTES = 65536       # a longer message ends its connection
-MESSAGES_PER_SECOND = 40    # and so do more than these
-CONNECTIONS = 16            # WebSockets open at once
-PATIENCE = 10               # seconds for which a client may leave what it is sent unread
+MESSAGE_BYTES = 65536     # a longer message ends its connection
+MESSAGES_PER_SECOND = 40  # and so do more than these
+CONNECTIONS = 16          # WebSockets open at once
+PATIENCE = 10             # seconds that a client may leave a message unread
 PROMPT_CHARACTERS = 8000
-LOCAL, EVERYWHERE = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
-GAP = 4                     # tokens of a gap in a template that does not say
-COPIED = 8                  # tokens; a run this long that stands in the book is pointed out
-AROUND = 24                 # tokens of the book shown on either side of such a run
-ADAPTED = 0.2               # share of a text that is taken back where it is to adapt to a word
+LOCAL = "127.0.0.1", "localhost", "::1"
+GAP = 4                   # tokens of a gap that does not say
+COPIED = 8                # tokens; a run this long that stands in the book is shown
+AROUND = 24               # tokens of the book on either side of it
+ADAPTED = 0.2             # share of a text that is taken back to adapt to a word
 
 
 # ---- what a client may ask for
 
 def settings_allowed(config):
-    """{key: what it may be}: numbers with `min` and `max`, names with `choices`; `default` None is off."""
-    usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)     # leaves room for a prompt
-    narrower = {"steps": {"max": 256}, "temperature": {"max": 2}, "top_k": {"max": config.n_text},
-                "top_p": {"min": 0.01}, "repetition_penalty": {"min": 1, "max": 2}, "remask": {"max": 0.9},
-                "entropy_bound": {"max": 100}, "block_size": {"max": config.block_size}}
+    """{key: `min` and `max`, or `choices`, and `default`, None if off}."""
+    usual = min(sample.max_tokens, 3 * config.block_size // 4, longest)  # leaves room for a prompt
+    least = {"top_p": 0.01, "repetition_penalty": 1}
+    most = {"steps": 256, "temperature": 2, "top_k": config.n_text, "repetition_penalty": 2, "remask": 0.9,
+            "entropy_bound": 100, "block_size": config.block_size}
     allowed = {"max_tokens": {"type": "int", "min": 1, "max": longest, "default": usual}}
     for f in fields(Sampling):
-        rule = {"choices": f.metadata["choices"]} if f.metadata["choices"] else {
-            "type": "int" if "int" in str(f.type) else "float", **{k: f.metadata[k] for k in ("min", "max")}}
-        allowed[f.name] = rule | narrower.get(f.name, {}) | {"default": f.default}
+        choices, low, high = (f.metadata[key] for key in ("choices", "min", "max"))
+        allowed[f.name] = {"default": f.default} | ({"choices": choices} if choices else {
+            "type": "int" if "int" in str(f.type) else "float",
+            "min": least.get(f.name, low), "max": most.get(f.name, high)})
     return allowed | {"seed": {"type": "int", "min": 0, "max": 2**53 - 1, "default": None}}  # JavaScript's
 
 
 def read_message(text):
-    """A client's message -> dict. Here and below, ValueError says what is wrong."""
+    """A client's message. ValueError, here and below, tells it what is wrong."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
@@ -88,9 +88,9 @@ def read_message(text):
 
 
 def checked_settings(message, allowed):
-    """Every setting, as asked for or by default."""
-    others = {"type", "prompt", "suffix", "template", "tokens", "adapt", "twin"}
-    if unknown := message.keys() - allowed.keys() - others:
+    """{setting: value}."""
+    known = allowed.keys() | {"type", "prompt", "suffix", "template", "tokens", "adapt", "twin"}
+    if unknown := message.keys() - known:
         raise ValueError(f"unknown key {min(unknown)[:40]!r}")
     settings = {}
     for key, rule in allowed.items():
@@ -98,43 +98,38 @@ def checked_settings(message, allowed):
         if "choices" in rule:
             if value not in rule["choices"]:
                 raise ValueError(f"{key} is one of {', '.join(rule['choices'])}")
-        elif value is not None or rule["default"] is not None:
+        elif value is not rule["default"]:
             whole, low, high = rule["type"] == "int", rule["min"], rule["max"]
-            if type(value) not in (int, int if whole else float) or not low <= value <= high:    # no bools
+            if type(value) not in (int, int if whole else float) or not low <= value <= high:  # no bools
                 raise ValueError(f"{key} is a {'whole ' * whole}number from {low} to {high}")
     if settings["seed"] is None:
         settings["seed"] = secrets.randbelow(2**32)
     return settings
 
 
-def checked_text(message, key):
-    text = message.get(key, "")
-    if not isinstance(text, str) or len(text) > PROMPT_CHARACTERS:
-        raise ValueError(f"{key} is text of at most {PROMPT_CHARACTERS} characters")
-    if re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"{key} holds half a character (a lone surrogate)")
-    return text
-
-
 def checked_row(message, settings, tokenizer, config):
-    """The row to fill, (T,) int64, and its parts, None for a row of token ids."""
+    """(row to fill (T,) int64, its parts, None if it came as ids)."""
     if "tokens" in message:
         return torch.tensor(checked_ids(message, "tokens", config.mask_id + 1)), None
-    prompt, suffix, template = (checked_text(message, key) for key in ("prompt", "suffix", "template"))
-    parts = sample.parts_of(template or prompt, settings | {"suffix": suffix}, gaps=bool(template))
+    texts = {key: message.get(key, "") for key in ("prompt", "suffix", "template")}
+    for key, text in texts.items():
+        if not isinstance(text, str) or len(text) > PROMPT_CHARACTERS:
+            raise ValueError(f"{key} is text of at most {PROMPT_CHARACTERS} characters")
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{key} holds half a character (a lone surrogate)")
+    template = texts["template"]
+    parts = sample.parts_of(template or texts["prompt"], settings | texts, gaps=template)
     parts = [GAP if part is None else part for part in parts]
-    if sum(part for part in parts if isinstance(part, int)) > longest:
-        raise ValueError(f"the gaps come to more than {longest} tokens")
-    row = sample.canvas(tokenizer, parts, config)
-    if len(row) > longest:
-        raise ValueError(f"prompt and text come to {len(row)} tokens, and at most {longest} fit")
+    gaps = sum(part for part in parts if isinstance(part, int))
+    if gaps > longest or len(row := sample.canvas(tokenizer, parts, config)) > longest:
+        raise ValueError(f"prompt and text come to more than the {longest} tokens that fit")
     return row, parts
 
 
 def checked_ids(message, key, end):
     ids = message.get(key)
-    whole = isinstance(ids, list) and all(type(i) is int and 0 <= i < end for i in ids)
-    if not whole or not 1 <= len(ids) <= longest:
+    fine = isinstance(ids, list) and all(type(i) is int and 0 <= i < end for i in ids)
+    if not fine or not 1 <= len(ids) <= longest:
         raise ValueError(f"{key} is a list of 1 to {longest} whole numbers below {end}")
     return ids
 
@@ -143,25 +138,23 @@ def checked_ids(message, key, end):
 
 @torch.no_grad()
 def doubtful(model, row, positions):
-    """Those of `positions` in row (T,) whose tokens are least likely, a quarter of them masked at a time."""
-    chances, size = {}, model.config.block_size
-    written = {p for p in positions if row[p] != model.config.mask_id}
+    """The `positions` in row (T,) of the least likely tokens, a quarter masked at a time."""
+    chances, size, mask = {}, model.config.block_size, model.config.mask_id
     for start in range(0, len(row), size):
-        here = sorted(p for p in written if start <= p < start + size)
+        here = sorted({p for p in positions if start <= p < start + size and row[p] != mask})
         for hidden in filter(None, (here[k::4] for k in range(4))):
-            where = torch.zeros_like(row, dtype=torch.bool)
-            where[hidden] = True
-            masked = row.masked_fill(where, model.config.mask_id)
-            read = (x[None, start:start + size].to(model.device) for x in (masked, where))
+            masked = row.clone()
+            masked[hidden] = mask
+            read = (x[None, start:start + size].to(model.device) for x in (masked, masked != row))
             log_p = model(*read).float().cpu().log_softmax(1)
-            chances |= zip(hidden, log_p[torch.arange(len(hidden)), row[hidden]].tolist())
+            chances |= zip(hidden, log_p[range(len(hidden)), row[hidden]].tolist())
     return sorted(chances, key=chances.get)[:round(ADAPTED * len(chances) + 0.5)]
 
 
 def step_message(step, seconds):
-    """A Step of one row as JSON: `alternatives` are [token id, probability], the first a draft's."""
-    tokens, confidence, ids, chances = (x[0].tolist() for x in (
-        step.tokens, step.confidence, step.choices, step.chances))
+    """A Step of one row; `alternatives` are [token id, probability], the first a draft's."""
+    known = step.tokens, step.confidence, step.choices, step.chances
+    tokens, confidence, ids, chances = (x[0].tolist() for x in known)
 
     def where(mask):
         return mask[0].nonzero()[:, 0].tolist()
@@ -177,43 +170,37 @@ def step_message(step, seconds):
 
 
 class Book:
-    """The text that the model was trained on, if it lies in data/. A token is a character of `ids`: str.find
-    is quick, and every vocabulary here ends before the surrogates."""
+    """What the model was trained on, if it lies in data/; prompts and passage are held out. `ids` has a
+    character per token: str.find is quick, and vocabularies end before the surrogates."""
 
     def __init__(self, name, tokenizer):
         self.tokenizer, self.title, self.ids, self.prompts, self.passage = tokenizer, name, "", [], ""
         with contextlib.suppress(FileNotFoundError):
             text, sentences, self.title = read_prepared(Path("data") / Path(name or "").name)
             self.ids = "".join(map(chr, tokenizer.encode(text)))
-            self.prompts, self.passage = openings(text, sentences)
+            spans = [s for s in sentences if s["split"] == "test" and 60 < s["end"] - s["start"] < 300]
+            self.prompts = [" ".join(text[s["start"]:s["end"]].split()[:6])
+                            for s in spans[::max(1, len(spans) // 4)][:4]]
+            if spans:
+                self.passage = " ".join(text[spans[0]["start"]:][:420].split()[:-1])
 
     def copies(self, row):
-        """Every run of COPIED tokens of row or more that stands in the book, and where; runs may overlap."""
+        """Runs of COPIED or more tokens that stand in the book, and where; they may overlap."""
+        def text(start, end):
+            return self.tokenizer.decode(map(ord, self.ids[max(0, start):end]), "ignore")
+
         runs, start, line = [], 0, "".join(map(chr, row))
         while start + COPIED <= len(line):
-            end = start + COPIED
-            if (found := self.ids.find(line[start:end])) < 0:
-                start += 1
-                continue
+            end, found = start + COPIED - 1, 0
             while end < len(line) and (longer := self.ids.find(line[start:end + 1], found)) >= 0:
                 end, found = end + 1, longer
             stop = found + end - start
-            runs.append({"start": start, "end": end, "before": self._text(max(0, found - AROUND), found),
-                         "copied": self._text(found, stop), "after": self._text(stop, stop + AROUND),
-                         "at": round(found / len(self.ids), 4)})
-            start = end - COPIED + 1    # the next may begin inside this one
+            if stop - found >= COPIED:
+                runs.append({"start": start, "end": end, "before": text(found - AROUND, found),
+                             "copied": text(found, stop), "after": text(stop, stop + AROUND),
+                             "at": round(found / len(self.ids), 4)})
+            start = max(start, end - COPIED) + 1  # the next may begin inside this one
         return runs
-
-    def _text(self, start, end):
-        return self.tokenizer.decode(map(ord, self.ids[start:end]), "ignore")
-
-
-def openings(text, sentences):
-    """Beginnings of held-out sentences, and a held-out passage."""
-    spans = [s for s in sentences if s["split"] == "test" and 60 < s["end"] - s["start"] < 300]
-    chosen = [" ".join(text[s["start"]:s["end"]].split()[:6]) for s in spans[::max(1, len(spans) // 4)][:4]]
-    passage = text[spans[0]["start"]:][:420].split()[:-1] if spans else []
-    return chosen, " ".join(passage)
 
 
 def dashboard(model, tokenizer, saved, book, allowed):
@@ -233,10 +220,10 @@ def send(ws, **message):
     ws.send(json.dumps(message, ensure_ascii=False, separators=(",", ":")))
 
 
-def receive(ws, recent, wait=True):
-    """The next well-formed message, None if there is none now; a malformed one is answered."""
+def receive(ws, recent, wait=1):
+    """The next well-formed message, None if there is none now; others are answered."""
     while True:
-        while (text := ws.receive(timeout=1 if wait else 0)) is None:   # without end it would miss some ends
+        while (text := ws.receive(timeout=wait)) is None:  # without end it would miss some ends
             if not ws.thread.is_alive():
                 raise ConnectionClosed()
             if not wait:
@@ -257,96 +244,90 @@ class Writer:
     def __init__(self, model, twin, tokenizer, book):
         self.model, self.twin, self.tokenizer, self.book = model, twin, tokenizer, book
         self.allowed, self.words = settings_allowed(model.config), sample.not_words(tokenizer)
-        self.in_use, self.connections = threading.Lock(), threading.BoundedSemaphore(CONNECTIONS)
+        self.in_use, self.connections = threading.Lock(), threading.Semaphore(CONNECTIONS)
 
     def talk(self, ws):
         if not self.connections.acquire(blocking=False):
             return ws.close(1013, "too many connections")
         recent = deque(maxlen=MESSAGES_PER_SECOND)
-        # who stops reading would hold the model; Windows takes milliseconds, others a timeval
+        # who stops reading would hold the model; in milliseconds or a timeval
         patience = PATIENCE * 1000 if os.name == "nt" else struct.pack("ll", PATIENCE, 0)
         ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         try:
             while message := receive(ws, recent):
                 if message["type"] != "cancel":
                     self.answer(ws, recent, message)
-        except OSError:     # it went without saying so
+        except OSError:  # it went without a word
             raise ConnectionClosed() from None
         finally:
             self.connections.release()
 
     def checked(self, message):
-        """What `draw` or `write` takes"""
+        """The method that answers, and what it takes."""
         model = self.model
         if message["type"] == "gif":
             row = checked_ids(message, "tokens", model.config.mask_id + 1)
-            return torch.tensor([*zip(row, checked_ids(message, "when", 1000))]).T
+            return self.draw, *torch.tensor([*zip(row, checked_ids(message, "when", 1000))]).T
         settings = checked_settings(message, self.allowed)
         if "twin" in message and not (model := message["twin"] is True and self.twin):
             raise ValueError("twin is true, and serve.py started with --race")
         row, parts = checked_row(message, settings, self.tokenizer, model.config)
         adapt = checked_ids(message, "adapt", len(row)) if "adapt" in message else []
-        return model, settings, row, parts, adapt
+        return self.write, model, settings, row, parts, adapt
 
     def answer(self, ws, recent, message):
-        """busy, error, the `gif` asked for, or start, step after step, and done."""
         try:
-            work, given = (self.draw if message["type"] == "gif" else self.write), self.checked(message)
+            work, *given = self.checked(message)
         except ValueError as error:
             return send(ws, type="error", message=str(error))
         if not self.in_use.acquire(blocking=False):
-            return send(ws, type="busy", message="the model writes for someone else: try again in a moment")
+            return send(ws, type="busy", message="the model writes for someone else: try again soon")
         try:
             work(ws, recent, *given)
-        except ConnectionClosed:        # a RuntimeError too
+        except ConnectionClosed:  # a RuntimeError too
             raise
-        except RuntimeError as error:   # out of memory, most likely
+        except RuntimeError as error:  # out of memory, most likely
             logging.exception("the model failed")
             send(ws, type="error", message=f"the model failed: {str(error).splitlines()[0][:200]}")
         finally:
             self.in_use.release()
 
     def draw(self, ws, _, row, when):
-        """Send a GIF: `when` is the step that decided each token of row for good, 0 if given."""
-        mask, none, frames, file = self.model.config.mask_id, torch.zeros(1, len(row)), [], io.BytesIO()
-        for k in range(int(when.max()) + 1):
-            tokens = row.masked_fill(when > k, mask)[None]
-            step = Step(k, 0, tokens, (when == k)[None], none, row[None], none, none, none)
-            frames.append(sample.cells(self.tokenizer, row.masked_fill(when > 0, mask), step, draft=False))
-        sample.save_gif(file, frames, 0.2)
+        """`when` is the step that decided each token of row, 0 if given."""
+        mask, none, file = self.model.config.mask_id, torch.zeros(1, len(row)), io.BytesIO()
+        steps = [Step(k, 0, row.masked_fill(when > k, mask)[None], (when == k)[None], none, row[None], none,
+                      none, none) for k in range(int(when.max()) + 1)]
+        given = row.masked_fill(when > 0, mask)
+        sample.save_gif(file, [sample.cells(self.tokenizer, given, step, False) for step in steps], 0.2)
         send(ws, type="gif", data=base64.b64encode(file.getvalue()).decode())
 
     def write(self, ws, recent, model, settings, row, parts, adapt):
-        """Send every step as it comes; after each, look for `cancel`."""
         row[doubtful(model, row, adapt)] = model.config.mask_id
         seed, how = settings["seed"], Sampling(**{f.name: settings[f.name] for f in fields(Sampling)})
         send(ws, type="start", tokens=row.tolist(), seed=seed, settings=settings)
         bar = (sample.word_starts(self.tokenizer, parts)[None], self.words) if parts else None
-        tokens, steps, seconds, cancelled, begun = row[None], 0, 0.0, False, time.perf_counter()
+        tokens, steps, seconds, asked, begun = row[None], 0, 0.0, None, time.perf_counter()
         for step in denoise(model, row[None], [seed], how, bar=bar):
             tokens, steps, seconds = step.tokens, step.step, time.perf_counter() - begun
             send(ws, **step_message(step, seconds))
-            while asked := receive(ws, recent, wait=False):
-                if asked["type"] == "cancel":
-                    cancelled = True
-                else:
-                    send(ws, type="busy", message="one text at a time: cancel this one first")
-            if cancelled:
+            while (asked := receive(ws, recent, wait=0)) and asked["type"] != "cancel":
+                send(ws, type="busy", message="one text at a time: cancel this one first")
+            if asked:
                 break
         ids = tokens[0].tolist()
-        pieces = (sample.texts(self.tokenizer, parts, tokens[0]) if parts
-                  else self.tokenizer.decode(ids, "ignore"))
-        send(ws, type="done", tokens=ids, text="".join(pieces), seed=seed, steps=steps,
-             seconds=round(seconds, 4), cancelled=cancelled, copies=self.book.copies(ids))
+        decoded = (sample.texts(self.tokenizer, parts, tokens[0]) if parts
+                   else self.tokenizer.decode(ids, "ignore"))
+        send(ws, type="done", tokens=ids, text="".join(decoded), seed=seed, steps=steps,
+             seconds=round(seconds, 4), cancelled=bool(asked), copies=self.book.copies(ids))
 
 
 # ---- the server
 
-def is_served(name, port, host):
-    """Whether name, of a Host header or an Origin, is this server's. One that someone else's DNS points here
-    (rebinding) is not. Listening everywhere, any bare IP is."""
-    name, asked = re.fullmatch(r"\[?(.*?)\]?(?::(\d+))?", name.lower(), re.S).groups("80")
-    if host in EVERYWHERE:
+def is_served(name, port, host, usual):
+    """Whether a Host header's or an Origin's name, at port `usual` if it says none, is this server's: not one
+    that others' DNS points here (rebinding); where it listens everywhere, any bare IP."""
+    name, asked = re.fullmatch(r"\[?(.*?)\]?(?::(\d+))?", name, re.S).groups(usual)
+    if host in ("0.0.0.0", "::"):
         with contextlib.suppress(ValueError):
             return asked == str(port) and bool(ipaddress.ip_address(name))
     names = LOCAL if host in LOCAL else (host.lower(), "localhost", socket.gethostname().lower())
@@ -354,46 +335,37 @@ def is_served(name, port, host):
 
 
 def outer_addresses(text):
-    """--origin's addresses, as browsers write them"""
-    addresses = [part.rstrip("/") for part in text.lower().replace(" ", "").split(",") if part]
+    """--origin's, as browsers write them."""
+    addresses = [part.rstrip("/") for part in re.findall(r"[^\s,]+", text.lower())]
     for address in addresses:
         if not re.fullmatch(r"https?://([^\s/@:?#\[\]]+|\[[0-9a-f:]+\])(:\d+)?", address):
             fail(f"--origin wants addresses like https://books.example.org, not {address!r}")
     return addresses
 
 
-def page_and_policy():
-    """serve.html with its style sheet, and the policy that lets a browser run these alone."""
-    page = sample.with_style("serve.html")
-
-    def digest(tag):
-        inline = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.S)[1]
-        return "'sha256-" + base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode() + "'"
-
-    return page, (f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; "
-                  "img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
-                  "frame-ancestors 'none'")
-
-
 def create_app(writer, about, host, port, outer):
-    """The page, two JSON documents and the WebSocket."""
     app = Flask(__name__, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MESSAGE_BYTES,
                       SOCK_SERVER_OPTIONS={"max_message_size": MESSAGE_BYTES, "ping_interval": PATIENCE})
-    page, policy = page_and_policy()
-    tokens = writer.tokenizer.to_dict()["tokens"]   # bytes as latin-1
+    page, tokens = sample.with_style("serve.html"), writer.tokenizer.to_dict()["tokens"]  # bytes as latin-1
+    # browsers run the page's own script and style alone
+    policy = ("default-src 'none'; img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
+              "frame-ancestors 'none'")
+    for tag in ("script", "style"):
+        inline = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.S)[1].encode()
+        policy += f"; {tag}-src 'sha256-{base64.b64encode(hashlib.sha256(inline).digest()).decode()}'"
 
     @app.before_request
     def only_from_here():
-        # browsers send Origin with every WebSocket; scripts may leave it out, and Host's port
+        # browsers send Origin with every WebSocket; scripts may omit it, and Host's port
         name, site = request.host.lower(), request.headers.get("Origin", "").lower()
-        known = any(is_served(n, port, host) for n in (name, f"{name}:{port}"))
-        own = site.startswith("http://") and is_served(site.removeprefix("http://"), port, host)
-        advice = "behind a tunnel or a proxy, start serve.py with --origin= and the page's address"
-        if not known and name not in [address.partition("//")[2] for address in outer]:
-            abort(Response(f"this server does not answer to that name; {advice}\n", 400))
-        if "Origin" in request.headers and not own and site not in outer:
-            abort(Response(f"other sites' pages may not talk to this server; {advice}\n", 403))
+        known = is_served(name, port, host, usual=str(port))
+        own = is_served(site.removeprefix("http://"), port, host, usual="80")
+        advice = "behind a tunnel or a proxy, start serve.py with --origin= and the page's address\n"
+        if not known and not {f"http://{name}", f"https://{name}"}.intersection(outer):
+            return f"this server does not answer to that name; {advice}", 400
+        if site and not own and site not in outer:
+            return f"other sites' pages may not talk to this server; {advice}", 403
 
     @app.after_request
     def guarded(response):
@@ -403,20 +375,11 @@ def create_app(writer, about, host, port, outer):
             "Cross-Origin-Opener-Policy": "same-origin", "Cache-Control": "no-store"})
         return response
 
-    app.add_url_rule("/", "page", lambda: Response(page, mimetype="text/html"))
-    app.add_url_rule("/api/model", "model", lambda: jsonify(about))
-    app.add_url_rule("/api/vocabulary", "vocabulary", lambda: jsonify(tokens))
+    app.add_url_rule("/", "page", lambda: page)
+    app.add_url_rule("/api/model", "model", lambda: about)
+    app.add_url_rule("/api/vocabulary", "vocabulary", lambda: tokens)
     Sock(app).route("/ws")(writer.talk)
     return app
-
-
-def listen():
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        taken = " (on a Mac, perhaps by AirPlay Receiver)" * (port == 5000)
-        fail(f"cannot listen at {host}:{port}: {error.strerror or error}{taken}; choose another with --port=")
 
 
 def main():
@@ -427,9 +390,14 @@ def main():
         twin, other, _ = sample.load(race if race.endswith(".pt") else f"{race}/best.pt", device)
         if other.tokens != tokenizer.tokens:
             fail("--race wants a model of the same tokens: prepare the book once, then train both")
-    listening = listen()
-    address, actual = (f"[{host}]" if ":" in host else host), listening.getsockname()[1]
-    # loads libraries before the first reader comes
+    family, address = (socket.AF_INET6, f"[{host}]") if ":" in host else (socket.AF_INET, host)
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        taken = " (on a Mac, perhaps by AirPlay Receiver)" * (port == 5000)
+        fail(f"cannot listen at {host}:{port}: {error.strerror or error}{taken}; choose another with --port=")
+    actual = listening.getsockname()[1]
+    # load libraries before the first reader comes
     sample.generate(model, [sample.canvas(tokenizer, ["a", 1], model.config)], [0], Sampling(steps=1))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     book = Book(saved.get("training", {}).get("dataset"), tokenizer)
@@ -438,7 +406,7 @@ def main():
     server = make_server(host, actual, create_app(writer, about, host, actual, outer), threaded=True,
                          fd=listening.fileno())
     if host not in LOCAL:
-        print(f"warning: who can reach {host} can now use the model; there is no password", file=sys.stderr)
+        print(f"warning: who can reach {host} can use the model; there is no password", file=sys.stderr)
     print(f"http://{address}:{actual}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
