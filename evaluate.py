@@ -910,7 +910,7 @@ def main():
         if not path.exists():
             fail(f"no checkpoint at {path}: train one first, python train.py")
     found, folder, columns = [], Path(out_dir), ("{task.description}", BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=sample.terminal()) as progress:
+    with Progress(*columns, console=sample.TERMINAL) as progress:
         bar = progress.add_task("loading", total=9 * len(names))
 
         def advance(path, what, steps=1):
