@@ -66,7 +66,8 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(width, 1e-6, learnt)
 
     def forward(self, x):
-        return super().forward(x.float()).to(x.dtype)
+        weight = None if self.weight is None else self.weight.float()
+        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
 
 
 class Rotary(nn.Module):
