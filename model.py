@@ -375,6 +375,7 @@ def plain_denoise(model, tokens, steps, temperature, generator):
 
 def setting(default, meaning, low=None, high=None, choices=()):
     """A field of Sampling: default (None: off), what it does, what it may be."""
+    meaning += f" {{{', '.join(choices)}}}" if choices else f" [{low:g}, {high:g}]"
     return field(default=default, metadata={"meaning": meaning, "min": low, "max": high, "choices": choices})
 
 
@@ -382,9 +383,9 @@ def setting(default, meaning, low=None, high=None, choices=()):
 class Sampling:
     """How `denoise` fills masks."""
     steps: int = setting(128, "calls of the network per text, or per block; no more than tokens", 1, 100_000)
-    order: str = setting("margin", "which positions are decided first: margin, confidence, entropy or random",
+    order: str = setting("margin", "which positions are decided first",
                          choices=("margin", "confidence", "entropy", "random"))
-    schedule: str = setting("linear", "how many per step: linear, or cosine (few at first)",
+    schedule: str = setting("linear", "how many per step; cosine: few at first",
                             choices=("linear", "cosine"))
     threshold: float | None = setting(None, "also decide whatever is likelier than this (0.9, say)", 0, 1)
     entropy_bound: float | None = setting(

@@ -516,7 +516,7 @@ def command(line, model, tokenizer, past):
     name, _, argument = line.partition(" ")
     argument, job = argument.strip(), None
     if name.startswith("/") and name not in COMMANDS:
-        raise ValueError(f"there is no {name}: /help lists the commands")
+        raise ValueError(f"there is no {name}: /help lists the commands, /set sets a knob")
     if past:
         last, row, result = past[-1]
         new = (last.row != row).nonzero()[:, 0]
