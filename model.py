@@ -127,8 +127,9 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(d, 2 * h, bias=False)
         self.mlp_out = nn.Linear(h, d, bias=False)
 
-    def forward(self, x, real):
-        """x (B, T, d) -> the same; real (B, T) bool: not padding, or None."""
+    def forward(self, x, real, where=None):
+        """x (B, T, d) -> the same, or (where.sum(), d): what stands where `where` (B, T) holds; real (B, T)
+        bool: not padding, or None."""
         B, T, d = x.shape
         config, dropout = self.config, self.config.dropout if self.training else 0.0
         attend = None if real is None else real[:, None, None, :]
@@ -139,7 +140,10 @@ class Block(nn.Module):
         qk, (v,) = qkv.split((2, 1))
         q, k = self.rotary(self.qk_norm(qk))
         y = F.scaled_dot_product_attention(q, k, v, attend, is_causal=config.causal)
-        x = x + F.dropout(self.attention_out(y.transpose(1, 2).reshape(B, T, d)), dropout)
+        y = y.transpose(1, 2).reshape(B, T, d)
+        if where is not None:
+            x, y = x[where], y[where]
+        x = x + F.dropout(self.attention_out(y), dropout)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)
 
@@ -172,12 +176,13 @@ class DiffusionModel(nn.Module):
             real = tokens != config.pad_id
         x = F.dropout(self.embedding(tokens), config.dropout, self.training)
         for block in self.blocks:
+            # the last one's output is read there alone
+            here = where if block is self.blocks[-1] else None
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, real, use_reentrant=False)
+                x = checkpoint(block, x, real, here, use_reentrant=False)
             else:
-                x = block(x, real)
-        x = self.final_norm(x if where is None else x[where])
-        return F.linear(x, self.embedding.weight[:config.n_text])
+                x = block(x, real, here)
+        return F.linear(self.final_norm(x), self.embedding.weight[:config.n_text])
 
     @property
     def device(self):
@@ -672,31 +677,35 @@ def count_parameters(config):
 
 
 def training_flops(config, tokens, predicted, length):
-    """Floating-point operations to train on `tokens` tokens in rows of `length`, with logits at `predicted`
-    of them: 6 per token and matrix parameter, and attention's 12·layers·width·length per token (PaLM,
-    2204.02311, app. B). What checkpointing recomputes does not count."""
-    parts = count_parameters(config)
-    attention = 12 * config.n_layer * config.n_embd * length // (2 if config.causal else 1)
-    inside = parts["total"] - parts["embedding"] - parts["norms"]
-    return tokens * (6 * inside + attention) + predicted * 6 * config.n_text * config.n_embd
+    """Floating-point operations to train on `tokens` tokens in rows of `length`, `predicted` of them
+    predicted: 6 per token and matrix parameter, and attention's 12·layers·width·length per token (PaLM,
+    2204.02311, app. B); the output layer, and the last block behind its attention, where a token is predicted.
+    What checkpointing recomputes does not count."""
+    parts, n, d = count_parameters(config), config.n_layer, config.n_embd
+    attention = 12 * n * d * length // (2 if config.causal else 1)
+    inside, last = parts["total"] - parts["embedding"] - parts["norms"], d * d + parts["mlp"] // n
+    return tokens * (6 * (inside - last) + attention) + predicted * 6 * (last + config.n_text * d)
 
 
 def layer_bytes(config, size, fused):
-    """Bytes per token that backward keeps of one layer, in values of `size` bytes."""
+    """Bytes per token that backward keeps of one layer, in values of `size` bytes: up to its attention, and
+    behind it."""
     d = config.n_embd
+    # the norm's input; not fused, also what it gives before its weight
+    norm = 4 * d * (1 if fused else 2)
     return (
-        # the inputs of both norms; not fused, also what they give before their weight
-        8 * d * (1 if fused else 2)
+        norm
         # q and k in float32 for theirs
         + (8 * d if size == 2 else 0)
-        # the inputs of qkv and gate_up; qkv, q and k normed and turned, what attention gives
-        + size * (2 + 3 + 2 + 1) * d
-        # gate and up, silu(gate), the product
-        + size * 4 * config.mlp_width
-        # dropout's masks: a byte for each value, or of the values' own type
-        + (2 * d * (1 if fused else size) if config.dropout else 0)
+        # the input of qkv; qkv, q and k normed and turned, what attention gives
+        + size * (1 + 3 + 2 + 1) * d
         # the convolution's input, padded
-        + (4 * d if config.conv else 0))
+        + (4 * d if config.conv else 0),
+        norm
+        # the input of gate_up; gate and up, silu(gate), the product
+        + size * (d + 4 * config.mlp_width)
+        # dropout's masks: a byte for each value, or of the values' own type
+        + (2 * d * (1 if fused else size) if config.dropout else 0))
 
 
 def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, ema=False, fused=True,
@@ -709,21 +718,25 @@ def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, 
     what an allocator leaves unused.
     """
     d, tokens, total = config.n_embd, batch_size * config.block_size, count_parameters(config)["total"]
-    layer = layer_bytes(config, bytes_per_value, fused)
-    states = total * (16 + (4 if ema else 0) + (2 if bytes_per_value == 2 else 0))
-    layers = tokens * config.n_layer * (4 * d if checkpointing else layer)
     predicted = tokens if config.causal else int(tokens * masked)
+    attention, behind = layer_bytes(config, bytes_per_value, fused)
+    states = total * (16 + (4 if ema else 0) + (2 if bytes_per_value == 2 else 0))
+    # of the last layer what is read of it
+    last = tokens * attention + predicted * behind
+    layers = last + tokens * (config.n_layer - 1) * (attention + behind)
+    if checkpointing:
+        layers = tokens * config.n_layer * 4 * d
     # log p, its gradients and the logits'; the last norm's input, inside and output
     logits = predicted * 12 * (config.n_text + d)
     if teacher:  # its weights, its predictions, and their product with log p
         states += 4 * count_parameters(teacher)["total"]
         logits += predicted * 8 * config.n_text
-    # the last layer's turn: gradients of gate and up, the layer made anew; then the embedding's
-    last = tokens * (2 * bytes_per_value * config.mlp_width + (layer if checkpointing else 0))
+    # a layer's turn: gradients of gate and up, the layer made anew; then the embedding's
+    turn = tokens * (2 * bytes_per_value * config.mlp_width + (attention + behind if checkpointing else 0))
     if fused:  # cuBLAS's workspaces, one in each direction
         states += 2 * 2 ** 25
-    training = states + layers + max(logits, last + 4 * config.vocab_size * d)
-    inference = total * 4 + config.block_size * (layer + 12 * config.n_text)
+    training = states + layers + max(logits, turn + 4 * config.vocab_size * d)
+    inference = total * 4 + config.block_size * (attention + behind + 12 * config.n_text)
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 
 
