@@ -433,21 +433,11 @@ def bits_per_byte(nats, sizes):
     return ratio / LN2, error
 
 
-@torch.no_grad()
 def masked_perplexity(model, sequences, seed):
     """{rate: exp of the mean -log p of masked tokens}, no likelihood"""
-    generator = torch.Generator().manual_seed(seed)
-    nats, count = torch.zeros(len(RATES), dtype=torch.float64), torch.zeros(len(RATES))
-    for tokens in sequences:
-        k = torch.tensor([max(1, round(rate * len(tokens))) for rate in RATES for _ in range(MASK_DRAWS)])
-        rows, noise = tokens.expand(len(k), -1), torch.rand(len(k), len(tokens), generator=generator)
-        hidden = noise.argsort(1).argsort(1) < k[:, None]
-        masked = rows.masked_fill(hidden, model.config.mask_id)
-        logits = model(masked.to(model.device), hidden.to(model.device)).cpu().double()
-        rate = hidden.nonzero()[:, 0] // MASK_DRAWS
-        nats.index_add_(0, rate, torch.nn.functional.cross_entropy(logits, rows[hidden], reduction="none"))
-        count += rate.bincount()
-    return dict(zip(map(str, RATES), (nats / count).exp().tolist()))
+    found = held_out_bound(model, sequences, seed=seed, rates=RATES * MASK_DRAWS)
+    nats, k = (x.sum(0).view(MASK_DRAWS, -1).sum(0) for x in (found.nats, found.k))
+    return dict(zip(map(str, RATES), (nats / k).exp().tolist()))
 
 
 @torch.no_grad()

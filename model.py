@@ -127,11 +127,19 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(d, 2 * h, bias=False)
         self.mlp_out = nn.Linear(h, d, bias=False)
 
-    def forward(self, x, real, where=None):
-        """x (B, T, d) -> the same, or (where.sum(), d): what stands where `where` (B, T) holds; real (B, T)
-        bool: not padding, or None."""
+    def forward(self, x, real, places=None):
+        """x (B, T, d) -> the same, or (M, d): only what stands at `places` (M,) of B·T. real (B, T) bool: not
+        padding, or None."""
+        shape, y = x.shape, self.attend(x, real).flatten(0, 1)
+        x = x.flatten(0, 1)
+        if places is None:
+            return self.behind(x, y).view(shape)
+        return self.behind(x[places], y[places])
+
+    def attend(self, x, real):
+        """(B, T, d): what each position has read of the others."""
         B, T, d = x.shape
-        config, dropout = self.config, self.config.dropout if self.training else 0.0
+        config = self.config
         attend = None if real is None else real[:, None, None, :]
         near = self.attention_norm(x)
         near = self.conv(near, real) if self.conv else near
@@ -140,9 +148,11 @@ class Block(nn.Module):
         qk, (v,) = qkv.split((2, 1))
         q, k = self.rotary(self.qk_norm(qk))
         y = F.scaled_dot_product_attention(q, k, v, attend, is_causal=config.causal)
-        y = y.transpose(1, 2).reshape(B, T, d)
-        if where is not None:
-            x, y = x[where], y[where]
+        return y.transpose(1, 2).reshape(B, T, d)
+
+    def behind(self, x, y):
+        """(N, d): the residual stream x with what attention read, y, and what SwiGLU makes of it."""
+        dropout = self.config.dropout if self.training else 0.0
         x = x + F.dropout(self.attention_out(y), dropout)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)
@@ -175,9 +185,10 @@ class DiffusionModel(nn.Module):
         elif (tokens == config.pad_id).any():  # without padding SDPA may use its fastest kernel
             real = tokens != config.pad_id
         x = F.dropout(self.embedding(tokens), config.dropout, self.training)
+        places = None if where is None else where.flatten().nonzero()[:, 0]
         for block in self.blocks:
             # the last one's output is read there alone
-            here = where if block is self.blocks[-1] else None
+            here = places if block is self.blocks[-1] else None
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, real, here, use_reentrant=False)
             else:
@@ -313,20 +324,22 @@ class Bound(NamedTuple):
 
 
 @torch.no_grad()
-def held_out_bound(model, sequences, points=32, seed=0, batch_tokens=8192):
+def held_out_bound(model, sequences, points=32, seed=0, rates=(), batch_tokens=8192):
     """The full-range bound on -log p of N token sequences (1-d, at most block_size), on fixed masks: at
-    `points` exact mask counts each, one in each of as many strata of 1..L, weighted L/k. The causal twin's
-    exact -log p takes one pass: P is 1."""
+    `points` exact mask counts each, one in each of as many strata of 1..L, weighted L/k; with `rates`, at
+    these shares of L instead. The causal twin's exact -log p takes one pass: P is 1."""
     config, was_training = model.config, model.training
     model.eval()
-    points = 1 if config.causal else points
+    rates = torch.tensor([1.0] if config.causal else rates)
+    points = len(rates) or points
     generator = torch.Generator().manual_seed(seed)
     length = torch.tensor([int((s < config.n_text).sum()) for s in sequences])
     k, masks = torch.empty(len(sequences), points, dtype=torch.long), []
     for n, sequence in enumerate(sequences):
         text = (sequence < config.n_text).expand(points, -1)
         u = (torch.arange(points) + torch.rand(points, generator=generator)) / points
-        k[n] = length[n] if config.causal else exact_count(length[n], 0.0, 1.0, u)
+        k[n] = ((rates * length[n]).round().clamp(min=1) if len(rates)
+                else exact_count(length[n], 0.0, 1.0, u))
         masks += hide(text, k[n], torch.rand(text.shape, generator=generator))
     nats = torch.zeros(len(masks), dtype=torch.float64)
     # like lengths together: little padding

@@ -531,7 +531,8 @@ def advice(statistics):
     """What is wrong with this book, what to do: list of str."""
     splits, stages = statistics["splits"], statistics["stages"]
     tokens, bytes_per_token = splits["train"]["tokens"], statistics["vocabulary"]["bytes_per_token"]
-    removed = statistics["removed"].total()
+    # a licence may be as long as a book
+    removed = sum(size for kind, size in statistics["removed"].items() if kind not in ("licence", "header"))
     removed /= removed + statistics["characters"]
     checks = [  # (whether it is so, what to say)
         ("but" in statistics["encoding"],

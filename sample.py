@@ -583,6 +583,8 @@ def check():
         fail("--template has no gap: write ____ for any length, ____(12) for twelve tokens")
     if save_animation and not save_animation.endswith((".html", ".gif")):
         fail(f"--save_animation wants a name that ends in .html or .gif, got {save_animation}")
+    if animate and not TERMINAL.is_interactive:
+        say("nothing to --animate on: stderr is no terminal")
 
 
 CARD = """---

@@ -29,12 +29,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from rich import progress as bars
 from rich.console import Console
 from rich.table import Column, Table
 
 from configurator import configure, fail, in_range, run_script, write_json, written
 from model import (
+    Block,
     Config,
     DiffusionModel,
     Masks,
@@ -400,10 +402,15 @@ def make_network(run):
     if embedding_init == "cooccurrence" and not resume:
         text = torch.from_numpy(run.streams["stage3_train"].tokens.astype(np.int64))
         net.embedding.weight.data.copy_(cooccurrence_embedding(text, config, seed))
-    # by blocks: what depends on the data, padding and masks, stays outside
-    for block in net.blocks if compile else ():
-        block.compile(dynamic=True)
+    if compile:
+        compile_blocks()
     return net.to(run.where)
+
+
+def compile_blocks():
+    """By halves: what depends on the data, padding and masks, stays outside."""
+    for half in ("attend", "behind"):
+        setattr(Block, half, torch.compile(getattr(Block, half), dynamic=True))
 
 
 def open_teacher(run):
@@ -462,6 +469,8 @@ def restore(run, saved):
         done = p.results.pop()
         p.stage, p.stage_step = p.stage - 1, done["steps"]
         p.tokens, p.seconds = done["tokens"], done["seconds"]
+    elif p.stage == len(stages):
+        run.say(f"this run is complete; more epochs or max_steps of --stages.{p.stage - 1} go on with it")
 
 
 # ---- the step
@@ -794,17 +803,12 @@ def move_aside(run):
 
 def hold_folder():
     """out_dir's lock, this run's as long as its process lives; fail() where another has it."""
-    file = open(f"{out_dir}/lock", "w")
+    lock = FileLock(f"{out_dir}/lock", blocking=False)
     try:
-        if os.name == "nt":
-            import msvcrt
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        lock.acquire()
+    except Timeout:
         fail(f"another run is writing to {out_dir}/: give this one its own --out_dir, or wait")
-    return file
+    return lock
 
 
 def truncate_log(path, step):
@@ -869,7 +873,7 @@ class Log:
         self.bar.update(self.task, completed=p.step, description=text)
         self.shown += 1
         if self.shown == 3:
-            rest = each * (run.steps - p.step)
+            rest = each * (run.steps - p.step) + evaluations(run) * evaluation_seconds(run)
             run.say(f"about {duration(rest)} to go; Ctrl-C stops, --resume goes on"
                     + ("; config/demo.py takes minutes" if rest > 3600 else ""))
         if not run.console.is_terminal and time.time() - run.said > 10:
@@ -896,20 +900,31 @@ def timed(work, *arguments):
 
 
 def measured_seconds(run):
-    """Of a step in each stage, from up to five after a first, or one where it takes long; of an evaluation
-    with its sample, from a batch."""
+    """Of a step in each stage, from up to five after a first, or one where it takes long."""
     taken = [[] for _ in stages]
     for i in bars.track(range(6 * len(stages)), "measuring", console=run.console, disable=RANK > 0):
         run.progress.stage, run.progress.stage_step = divmod(i, 6)
         part = taken[i // 6]
         if agree(run, sum(part)) < 10:
             part.append(timed(step, run))
+    return [np.mean(part[1:] or part) for part in taken]
+
+
+def evaluation_seconds(run):
+    """Of an evaluation with its sample, from a batch of its rows."""
     rows, points = validation(run)
     some = rows[:max(1, 8192 // block_size)]
     with run.autocast:
         judging = timed(held_out_bound, run.net, some, 1) * len(rows) * (1 if causal else points) / len(some)
     writing = timed(sample_from, run, run.net) if sample_tokens else 0
-    return [np.mean(part[1:] or part) for part in taken], judging + writing
+    run.net.train()
+    return judging + writing
+
+
+def evaluations(run):
+    """How many are to come, the last counted as the four that it is."""
+    ends = {*np.cumsum([part.steps for part in run.plan]), *range(eval_interval, run.steps, eval_interval)}
+    return 3 + sum(end > run.progress.step for end in ends)
 
 
 def duration(seconds):
@@ -930,7 +945,8 @@ def print_plan(run):
                   f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
     table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (measured)",
                   title=f"{run.steps:,} steps")
-    seen, flops, taken, (each, evaluation) = 0, 0, 0.0, measured_seconds(run)
+    judging = evaluations(run) * evaluation_seconds(run)
+    seen, flops, taken, each = 0, 0, 0.0, measured_seconds(run)
     for stage, (per_epoch, steps), seconds in zip(stages, run.plan, each):
         (low, high), stream = stage["mask_rate"], run.stream(stage)
         tokens, lengths = int(len(stream.tokens) * steps / per_epoch), np.diff(stream.pieces(block_size))
@@ -944,8 +960,6 @@ def print_plan(run):
     epochs, critical = seen / unique, 2.12e15 * (unique / 1e6) ** 2.174
     # 2510.03280's fit as power laws through its values at 100K and 500K tokens
     fivefold = math.log(unique / 1e5, 5)
-    ends = {*np.cumsum([part.steps for part in run.plan]), *range(eval_interval, run.steps, eval_interval)}
-    judging = evaluation * (len(ends) + 3)  # the last is fourfold
     console.print(
         f"All of it: {flops:.2e} FLOPs, {duration(taken + judging)}, of which {duration(judging)} "
         f"for evaluations; {epochs:.0f} passes' worth of the book's {unique:,} training tokens.\n"

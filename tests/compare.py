@@ -55,7 +55,7 @@ WINDOWS = ("--stages[0].mask_rate=[0.75,0.9]", "--stages[1].mask_rate=[0.4,0.6]"
            "--stages[2].mask_rate=[0.05,0.2]", "--stages[1].lr_factor=0.8", "--stages[2].lr_factor=0.5",
            "--carry_over=False")
 REPLAY = tuple(f"--stages[{i}].replay=0.5" for i in range(3))
-EVEN = ("--even_weights=True",)
+WEIGHTED = ("--even_weights=False",)     # as the bound weighs them: L/k
 CAUSAL = (*ALL_TEXT, "--causal=True", "--eval_interval=100")
 
 
@@ -66,6 +66,7 @@ class Row(NamedTuple):
     length: float = 1.0     # of the stages, as a share of the demo's
     teacher: str = ""       # the row whose run of the same number teaches this one
     preset: str = ""        # what is trained instead of `config`, at its own length
+    base: str = "demo"      # the row that this one changes
 
 
 ROWS = {
@@ -73,20 +74,20 @@ ROWS = {
     "taught": Row("**the demo, taught by a demo**", teacher="demo"),
     "twin": Row("the autoregressive twin, tuned"),
     "twintaught": Row("the twin, taught by a twin", teacher="twin"),
-    "even": Row("every hidden token of the same weight", EVEN),
-    "eventaught": Row("the same, taught by a demo", EVEN, teacher="demo"),
     "uniform": Row("no curriculum", ALL_TEXT + ALL_RATES),
     "lowfirst": Row("few masks first, all text throughout", ALL_TEXT),
-    "table": Row("the design's windows of mask rates in their order", WINDOWS),
-    "replay": Row("the same, half of each batch at all rates", WINDOWS + REPLAY),
-    "gpt2": Row("GPT-2's tokens", prepare=("--tokenizer=gpt2",)),
-    "noconv": Row("no short convolution", ("--conv=0",)),
-    "chance": Row("embedding from chance", ("--embedding_init=normal",)),
-    "nodropout": Row("no dropout", ("--dropout=0.0",)),
-    "night": Row("`config/night.py`", preset="night"),
-    "nighttaught": Row("the same, taught by a demo", preset="night", teacher="demo"),
-    "tiny_125m": Row("`config/tiny_125m.py`", preset="tiny_125m"),
-    "tiny_125mtaught": Row("`config/tiny_125m.py`, taught by a demo", preset="tiny_125m", teacher="demo"),
+    "weighted": Row("*hidden tokens weigh L/k, as in the bound*", WEIGHTED),
+    "table": Row("L/k, the design's windows of mask rates in their order", WEIGHTED + WINDOWS, base="weighted"),
+    "replay": Row("L/k, the same, half of each batch at all rates", WEIGHTED + WINDOWS + REPLAY, base="weighted"),
+    "gpt2": Row("L/k, GPT-2's tokens", WEIGHTED, prepare=("--tokenizer=gpt2",), base="weighted"),
+    "noconv": Row("L/k, no short convolution", WEIGHTED + ("--conv=0",), base="weighted"),
+    "chance": Row("L/k, embedding from chance", WEIGHTED + ("--embedding_init=normal",), base="weighted"),
+    "nodropout": Row("L/k, no dropout", WEIGHTED + ("--dropout=0.0",), base="weighted"),
+    "night": Row("L/k, `config/night.py`", WEIGHTED, preset="night", base="weighted"),
+    "nighttaught": Row("the same, taught by such a demo", WEIGHTED, teacher="weighted", preset="night",
+                       base="weighted"),
+    "tiny_125mtaught": Row("L/k, `config/tiny_125m.py`, taught by such a demo", WEIGHTED, teacher="weighted",
+                           preset="tiny_125m", base="weighted"),
 }
 TWINS = {
     "b": Row("dropout .2", CAUSAL + ("--dropout=0.2",), length=1 / 3),
@@ -257,7 +258,7 @@ def mean_and_error(values, sign=""):
     return f"{statistics.mean(values):{sign}.3f}{error}"
 
 
-COLUMNS = ("", "seeds", "validation", "test", "from the demo", "left to right", "surest first", "few masks",
+COLUMNS = ("", "seeds", "validation", "test", "difference", "left to right", "surest first", "few masks",
            "many masks", "n-gram", "twin", "copied", "epochs", "TFLOP")
 JUDGED = ("ngram", "twin", "copied")
 
@@ -274,13 +275,13 @@ def table(book, found):
              f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for name, runs in found.items():
         bits = {split: [r[split]["bits_per_byte"] for r in runs if r[split]] for split in ("val", "test")}
-        demo = [r["test"]["bits_per_byte"] for r in found["demo"]] if "demo" in found else bits["test"]
-        away = mean_and_error([a - b for a, b in zip(bits["test"], demo)], "+") if name != "demo" else ""
+        base = found.get(ROWS[name].base, runs)
+        away = [] if base is runs else [a - b["test"]["bits_per_byte"] for a, b in zip(bits["test"], base)]
         test, samples = runs[0]["test"], runs[0].get("samples") or {}
         tenths, best = test.get("bits_per_token_by_mask_rate") or ("",), [r["run"]["best"] for r in runs]
         lines.append(line(
             settings(name, book)[1].title, str(len(runs)), mean_and_error(bits["val"]),
-            mean_and_error(bits["test"]), away, test.get("left_to_right_bits_per_byte"),
+            mean_and_error(bits["test"]), mean_and_error(away, "+"), test.get("left_to_right_bits_per_byte"),
             test.get("sampler_order_bits_per_byte"), tenths[0], tenths[-1], *map(samples.get, JUDGED),
             f"{statistics.mean(b['epoch'] for b in best):.0f}",
             f"{statistics.mean(b['flops'] for b in best) / 1e12:.1f}"))

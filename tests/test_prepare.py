@@ -460,6 +460,10 @@ def test_a_large_part_left_out_is_said_and_counted(here, tmp_path, capsys):
     made = statistics(here("b.txt"))
     assert made["removed"] == {"notes": 20} and not any("left out" in warning for warning in made["warnings"])
     assert "notes 20" in capsys.readouterr().out
+    licence = "*** END OF THE PROJECT GUTENBERG EBOOK ***\n" + "You may copy it, give it away or re-use it.\n" * 500
+    (tmp_path / "b.txt").write_text(f"{invented_book()}\n\n{licence}")
+    made = statistics(here("b.txt"))
+    assert made["removed"]["licence"] > 20_000 and not any("left out" in warning for warning in made["warnings"])
 
 
 def test_titles_of_people_end_no_sentence():

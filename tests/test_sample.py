@@ -645,6 +645,7 @@ def test_the_animation_fits_its_window(folder, columns, lines):
 
 def test_colour_and_movement_are_left_out_where_they_are_not_wanted(folder):
     arguments = ("The keeper", "--max_tokens=8", "--steps=4", "--animate", "--speed=50")
+    assert "no terminal" in subprocess.run([sys.executable, SCRIPT, *arguments], cwd=folder, capture_output=True, text=True).stderr
     coloured, *_ = record(folder, *arguments)
     plain, *_ = record(folder, *arguments, NO_COLOR="1")
     dumb, *_ = record(folder, *arguments, TERM="dumb")
