@@ -690,10 +690,10 @@ def count_parameters(config):
 
 
 def training_flops(config, tokens, predicted, length):
-    """Floating-point operations to train on `tokens` tokens in rows of `length`, `predicted` of them
-    predicted: 6 per token and matrix parameter, and attention's 12·layers·width·length per token (PaLM,
-    2204.02311, app. B); the output layer, and the last block behind its attention, where a token is predicted.
-    What checkpointing recomputes does not count."""
+    """Floating-point operations to train on `tokens` tokens in rows of `length`, of which `predicted` are to
+    be predicted: 6 per token and matrix parameter, and attention's 12·layers·width·length per token (PaLM,
+    2204.02311, app. B); of the output layer, and of the last block behind its attention, only for these. What
+    checkpointing recomputes does not count."""
     parts, n, d = count_parameters(config), config.n_layer, config.n_embd
     attention = 12 * n * d * length // (2 if config.causal else 1)
     inside, last = parts["total"] - parts["embedding"] - parts["norms"], d * d + parts["mlp"] // n
