@@ -1,7 +1,7 @@
 """Does diffusion beat autoregression on one book, does the curriculum help, what is each part worth? The
 README's tables and curves.
 
-    python tests/compare.py                     # book.txt: about 49 runs of one to seven minutes, two at a time
+    python tests/compare.py                     # book.txt: about 46 runs of one to seven minutes, two at a time
     python tests/compare.py --books='["book.txt", "novel.txt"]' --rows=demo,twin,uniform --write=README.md
 
 Each row is config/demo.py with something changed, from several seeds. Runs from one seed begin with the same
@@ -106,7 +106,6 @@ LAST_TENTH = {"tinyshakespeare"}    # as nanoGPT holds it out
 # ---- runs
 
 busy = collections.defaultdict(threading.Lock)      # the folder of a run: a row and its teacher's row wait
-
 
 
 def run(script, *flags):
@@ -259,7 +258,7 @@ def mean_and_error(values, sign=""):
 
 
 COLUMNS = ("", "seeds", "validation", "test", "difference", "left to right", "surest first", "few masks",
-           "many masks", "n-gram", "twin", "copied", "epochs", "TFLOP")
+           "many masks", "epochs", "TFLOP", "seconds", "n-gram", "twin", "copied")
 JUDGED = ("ngram", "twin", "copied")
 
 
@@ -282,12 +281,13 @@ def table(book, found):
         lines.append(line(
             settings(name, book)[1].title, str(len(runs)), mean_and_error(bits["val"]),
             mean_and_error(bits["test"]), mean_and_error(away, "+"), test.get("left_to_right_bits_per_byte"),
-            test.get("sampler_order_bits_per_byte"), tenths[0], tenths[-1], *map(samples.get, JUDGED),
+            test.get("sampler_order_bits_per_byte"), tenths[0], tenths[-1],
             f"{statistics.mean(b['epoch'] for b in best):.0f}",
-            f"{statistics.mean(b['flops'] for b in best) / 1e12:.1f}"))
+            f"{statistics.mean(b['flops'] for b in best) / 1e12:.1f}", f"{runs[0]['run']['seconds']:.0f}",
+            *map(samples.get, JUDGED)))
     if human := first.get("book"):
-        blank = [" "] * (len(COLUMNS) - len(JUDGED) - 3)
-        lines.append(line("the book, held out", *blank, *(human.get(key, math.nan) for key in JUDGED), " ", " "))
+        blank = [" "] * (len(COLUMNS) - len(JUDGED) - 1)
+        lines.append(line("the book, held out", *blank, *(human.get(key, math.nan) for key in JUDGED)))
     return "\n".join(lines)
 
 
