@@ -450,7 +450,7 @@ def converse(folder, lines, *arguments):
 def test_a_conversation(folder):
     out, err = converse(folder, ["/again", "The keeper climbed ____(3) with a", "/remask 2-3", "/undo", "/set temperature warm", "/set nonsense 1", "/set order random",
                                  "/show", "/save kept.txt", "/save kept.json", "/remask 9", "/what", "/seed 5", "____(2) lamp", "/help"])
-    assert len(out) == 4 and out[0] == out[2] and out[0].startswith("The keeper climbed ") and out[1].split()[:4] == out[0].split()[:4]
+    assert len(out) == 4 and out[0] == out[2] and out[0].startswith("The keeper climbed ") and out[1].startswith(" ".join(out[0].split()[:4]))
     assert out[3].endswith(" lamp") and (folder / "kept.txt").read_text().strip() == out[0] == json.loads((folder / "kept.json").read_text())[0]["text"]
     for words in ("there is no text yet", "wants float, got 'warm'", "/set takes a knob", "order = 'random'", "1:", "a span of the 3 tokens",
                   "there is no /what", "/undo", "saved in kept.txt", "saved in kept.json", "seed = 5"):
