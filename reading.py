@@ -8,11 +8,11 @@ import posixpath
 import re
 import unicodedata
 import zipfile
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
+from statistics import median_low, mode
 from urllib.parse import unquote, urlsplit
 
 from configurator import fail
@@ -154,14 +154,14 @@ def read_epub(path, found, encoding):
 
 
 HEADINGS = "h1 h2 h3 h4 h5 h6 subtitle".split()
-BLOCKS = ("address article aside blockquote body caption center cite dd div dl dt empty-line epigraph "
-          "figcaption figure footer form header hr li main ol p poem pre section stanza table text-author ul")
-EDGES = {"br": ("", "\n"), "tr": ("\n", ""), "v": ("\n", ""), "td": ("\t", ""), "th": ("\t", "")}
-EDGES |= dict.fromkeys(BLOCKS.split() + HEADINGS, ("\n\n", "\n\n"))
+BEFORE = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"}
+BLOCKS = HEADINGS + """
+    address article aside blockquote body caption center cite dd div dl dt empty-line epigraph figcaption
+    figure footer form header hr li main ol p poem pre section stanza table text-author ul""".split()
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
 NOT_THE_AUTHORS = {  # kind: (words of class, id, role ... that mark it, characters at most)
     "marks": ("page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|(fn|footnote)-?ref|back-?(link|ref)", 25),
-    "notes": ("((foot|end|rear|side|trans|t|transcribers?)-?notes?)|marginalia", 100_000),
+    "notes": ("(foot|end|rear|side|trans|t|transcribers?)-?notes?|marginalia", 100_000),
     "contents": ("toc|landmarks|lo[it]|page-list", 30_000),
     "licence": ("pg[-_]?(header|footer|boilerplate)|imprint|colophon|(un)?copyright(-page)?", 25_000)}
 PG_TITLE = r"(?i)(The )?Project Gutenberg('s| e-?book of| e-?text of)\W*|\W*Project Gutenberg$"
@@ -171,8 +171,7 @@ NOTE_MARK = r"(?i)[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[
 def _labelled(label, size):
     """The kind in NOT_THE_AUTHORS for such a label and size, or ""."""
     for kind, (words, most) in NOT_THE_AUTHORS.items():
-        pattern = rf"(doc-)?({words})[-_.]?\d*"
-        if size <= most and any(re.fullmatch(pattern, word, re.I) for word in label.split()):
+        if size <= most and re.search(rf"(?i)(?<!\S)(doc-)?({words})[-_.]?\d*(?!\S)", label):
             return kind
     return ""
 
@@ -245,8 +244,8 @@ def _laid_out(root):
         text, tail = node.text or "", node.tail or ""
         if node not in kept:
             text, tail = text if node.tag == "pre" else re.sub(r"\s+", " ", text), re.sub(r"\s+", " ", tail)
-        before, after = EDGES.get(node.tag, ("", ""))
-        node.text, node.tail = before + text, after + tail
+        edge = "\n\n" if node.tag in BLOCKS else ""
+        node.text, node.tail = BEFORE.get(node.tag, edge) + text, edge + tail
     for node in list(root.iter("pre", *HEADINGS)):
         text = _text(node)
         del node[:]
@@ -318,7 +317,7 @@ BRACKETED = (r"(?i)\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page
              r"sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|nota d)\b")
 TRANSCRIBER = r"(?i)\W*(the )?transcriber\W?s?\W? notes?\b"
 DOTTED = re.compile(r"\.\s?\.\s?\.\s*\d+$")
-PAGE_NUMBER = re.compile(r"(\s{3,}|\.[\s.]*\s|[\s.]{3,})(\d+|[ivxlc]+)\s*$")
+PAGE_NUMBER = re.compile(r"(\.\s|[\s.]{3,})(\d+|[ivxlc]+)\s*$")
 
 
 def clean(text, found=None):
@@ -329,8 +328,7 @@ def clean(text, found=None):
     text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]", "", text)
     text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
-    lengths = sorted(map(len, lines))
-    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # half the text is in longer
+    width = median_low([len(line) for line in lines for _ in line] or [0])  # of the line of a typical letter
     ends = [SENTENCE_END.search(line) for line in lines if line]
     wrapped, end = width <= 120 and not marked, "\n"
     dense = lines.count("") < len(lines) / 10 and not marked
@@ -338,7 +336,7 @@ def clean(text, found=None):
         wrapped, end = False, "\n\n"  # a line is a paragraph
     blocks = [(len(gap) - 1, block.split("\n"))  # each with the number of blank lines before it
               for gap, block in re.findall(r"(\n*)(.+(?:\n.+)*)", "\n" * 10 + end.join(lines))]
-    usual = 99 if marked or not blocks else Counter(gap for gap, _ in blocks).most_common(1)[0][0]
+    usual = 99 if marked or not blocks else mode(gap for gap, _ in blocks)
     if wrapped:
         blocks = [part for gap, block in blocks for part in _unmarked_paragraphs(gap, block, width)]
     words, ends = Counter(re.findall(r"\w+(?:-\w+)*", text)), re.findall(HYPHEN, text)
@@ -531,7 +529,7 @@ def _starts(paragraph, punkt):
         for a, b in pairwise([begin, *stops, end]):
             # Punkt ends one at every ? and !, also in “Who?” he said; and a quote alone is no sentence
             sentence = paragraph[a:b].lstrip()
-            if 0 < a < b and re.search(r"\w", sentence) and not (
+            if a and re.search(r"\w", sentence) and not (
                     sentence[0].islower() or TITLE.search(paragraph, a - 12, a)):
                 starts.append(len(paragraph[:a].rstrip()))
     for a, b in pairwise([*starts, len(paragraph)]):
@@ -539,4 +537,4 @@ def _starts(paragraph, punkt):
             space = paragraph.rfind(" ", a + LONGEST_SENTENCE // 2, a + LONGEST_SENTENCE)
             a = space if space > 0 else a + LONGEST_SENTENCE
             starts.append(a)
-    return sorted(set(starts))
+    return sorted(starts)
