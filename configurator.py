@@ -118,14 +118,14 @@ def configure(script, positional=None, base=None, arguments=None):
 
 def documented(path):
     """Yield (name, comment beside or above it) of every knob of the script at `path`."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for node in ast.parse("\n".join(lines)).body:
+    lines = Path(path).read_bytes().splitlines()
+    for node in ast.parse(b"\n".join(lines)).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             return
         target = getattr(node, "targets", [getattr(node, "target", None)])[0]
         if isinstance(target, ast.Name) and target.id.islower() and not target.id.startswith("_"):
-            beside = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode()
-            found = re.search(r"^\s*#\s*(.*)", f"{beside}\n{lines[node.lineno - 2]}", re.M)
+            near = lines[node.end_lineno - 1][node.end_col_offset:] + b"\n" + lines[node.lineno - 2]
+            found = re.search(r"^\s*#\s*(.*)", near.decode(), re.M)
             yield target.id, found[1].strip() if found else ""
 
 
