@@ -135,7 +135,6 @@ class Tokenizer:
         return cls.from_dict(json.loads(Path(path).read_bytes()))
 
     def _split(self, token):
-        """The bytes of one in _encoding -> ids here."""
         if token in self._id:
             return [self._id[token]]
         parts, ranks = [bytes([byte]) for byte in token], gpt2_ranks()
@@ -382,10 +381,8 @@ def score(spans, sentences, train, reference_words):
         scores["yules_k"] = yules_k_around(words, [piece.run for piece in sentences])
         scores["thematic_centrality"] = thematic_centrality(words, train)
     scores = {name: np.round(values, 5) for name, values in scores.items()}
-    difficulty = 0
-    for name, weight in difficulty_weights.items():
-        ranks = rank(scores[name], train)
-        difficulty += abs(weight) * (ranks if weight > 0 else 1 - ranks)
+    difficulty = sum(abs(weight) * np.abs((weight < 0) - rank(scores[name], train))
+                     for name, weight in difficulty_weights.items())
     scores["difficulty"] = np.round(difficulty / sum(map(abs, difficulty_weights.values())), 5)
     return scores, english
 
@@ -523,7 +520,7 @@ def advice(statistics):
     splits, stages = statistics["splits"], statistics["stages"]
     tokens, bytes_per_token = splits["train"]["tokens"], statistics["vocabulary"]["bytes_per_token"]
     # a licence may be as long as a book
-    removed = sum(size for kind, size in statistics["removed"].items() if kind not in ("licence", "header"))
+    removed = sum(statistics["removed"][kind] for kind in ("contents", "marks", "notes"))
     removed /= removed + statistics["characters"]
     checks = [  # (whether it is so, what to say)
         ("but" in statistics["encoding"],
@@ -584,7 +581,7 @@ def folder_of(path, source):
     if stem == "latest":
         fail("a book cannot be called latest, as data/latest names the book prepared last: rename it")
     for number in count(1):
-        folder = Path("data") / (stem + f"-{number}" * (number > 1))
+        folder = Path("data", stem + f"-{number}" * (number > 1))
         try:
             saved = json.loads((folder / "statistics.json").read_bytes())["settings"]["book"]
         except (OSError, ValueError, LookupError):
@@ -660,10 +657,10 @@ def show(spans, difficulty, streams, tok):
         for i in numbers[:show_extremes]:
             print(f"  {difficulty[i]:.3f} ", *spans[i].split())
     tok.tokens[-1] = b" | "  # [SEP]
-    for name, stage in (("sentences of stage I", "stage1_train"), ("pairs of stage II", "stage2_train")):
+    for name, examples in zip(("sentences of stage I", "pairs of stage II"), streams.values()):
         print(f"\nten {name}")
-        for k in np.unique(np.linspace(0, len(streams[stage]) - 1, 10).astype(int)):
-            print(" ", *tok.decode(streams[stage][k]).split())
+        for k in np.unique(np.linspace(0, len(examples) - 1, 10).astype(int)):
+            print(" ", *tok.decode(examples[k]).split())
 
 
 def prepare(settings):
