@@ -102,7 +102,7 @@ def configure(script, positional=None, base=None, arguments=None):
             key, has_value, text = argument[2:].partition("=")
             assign(knobs, default, kinds, key, text if has_value else True)
         elif argument.endswith((".py", ".json")):
-            knobs = execute(argument, knobs, default, kinds)
+            execute(argument, knobs, default, kinds)
         elif positional:
             assign(knobs, default, kinds, positional, argument)
         else:
@@ -118,14 +118,14 @@ def configure(script, positional=None, base=None, arguments=None):
 
 def documented(path):
     """Yield (name, comment beside or above it) of every knob of the script at `path`."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for node in ast.parse("\n".join(lines)).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+    lines = Path(path).read_bytes().splitlines()
+    for node in ast.parse(b"\n".join(lines)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
             return
         target = getattr(node, "targets", [getattr(node, "target", None)])[0]
         if isinstance(target, ast.Name) and target.id.islower() and not target.id.startswith("_"):
-            beside = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode()
-            found = re.search(r"^\s*#\s*(.*)", f"{beside}\n{lines[node.lineno - 2]}", re.M)
+            near = lines[node.end_lineno - 1][node.end_col_offset:] + b"\n" + lines[node.lineno - 2]
+            found = re.search(r"^\s*#\s*(.*)", near.decode(), re.M)
             yield target.id, found[1].strip() if found else ""
 
 
@@ -143,14 +143,13 @@ def in_range(name, value, comment):
         several = value if isinstance(value, list) else [value]
         fine = several and all(
             least < x < most or x == least and limits[0] == "[" or x == most and limits[-1] == "]"
-            for x in several if isinstance(x, (int, float)))
+            for x in several if isinstance(x, int | float))
     if not fine:
         fail(f"--{name} lies in {limits}, got {shown(value)}; it is: {comment.removesuffix(limits).strip()}")
 
 
 def execute(path, knobs, default, kinds):
-    """The knobs (default, kinds: as in configure) after a config file has run, checked; modules and names
-    with an underscore are its own."""
+    """Set what a config file assigns in place; modules and names with an underscore are its own."""
     scope = copy.deepcopy(knobs)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -164,7 +163,6 @@ def execute(path, knobs, default, kinds):
         frames = traceback.extract_tb(error.__traceback__)
         *_, line = getattr(error, "lineno", None), *(f.lineno for f in frames if f.filename == path)
         fail(f"config file {path}{f', line {line}' if line else ''}: {type(error).__name__}: {error}")
-    knobs = dict(knobs)  # what the file deletes stays as it is
     for name, value in scope.items():
         if name in default:
             knobs[name] = checked(name, value, default[name], kinds)
@@ -172,7 +170,6 @@ def execute(path, knobs, default, kinds):
             holder = home(name, default, f"{path}: unknown key {name!r}")
             value = checked(f"{holder}.{name}", value, default[holder][name], kinds)
             knobs[holder] = knobs[holder] | {name: value}
-    return knobs
 
 
 def home(name, knobs, unknown):
@@ -215,7 +212,7 @@ def checked(key, value, like, kinds):
         names = ("None" if k is types.NoneType else k.__name__ for k in allowed)
         fail(f"--{key} wants {' or '.join(names)}, got {shown(value)}")
     # entries are held to the first one's shape
-    if isinstance(value, list) and like and isinstance(like[0], (dict, float, int)):
+    if isinstance(value, list) and like and isinstance(like[0], dict | float | int):
         return [checked(f"{key}[{i}]", entry, like[0], kinds) for i, entry in enumerate(value)]
     if isinstance(value, dict) and isinstance(like, dict):
         for part in value.keys() - like.keys():

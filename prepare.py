@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain, compress, count, cycle, groupby, islice, pairwise
 from operator import attrgetter
@@ -83,8 +83,8 @@ def encoding_of(ranks, whole):
 
 
 @functools.cache
-def gpt2_encoding(*whole):
-    return encoding_of(gpt2_ranks(), whole)
+def gpt2_encoding():
+    return encoding_of(gpt2_ranks(), ())
 
 
 class Tokenizer:
@@ -102,18 +102,17 @@ class Tokenizer:
         self.special = dict(zip(("[MASK]", "[PAD]", "[SEP]"), count(len(tokens))))
         self.vocab_size = len(self.tokens)
         self._id = {token: i for i, token in enumerate(tokens)}
-        # id in _encoding -> ids here
-        self._pieces = functools.cache(lambda i: self._split(self._encoding.decode_single_token_bytes(i)))
+        self._pieces = functools.cache(self._split)
 
     @functools.cached_property
     def _encoding(self):
-        if self.kind == "gpt2":
-            return gpt2_encoding(b"\n\n", *(token for token in self._id if token not in gpt2_ranks()))
-        return encoding_of(self._id, [b"\n\n"])
+        ranks = gpt2_ranks() if self.kind == "gpt2" else self._id
+        return encoding_of(ranks, {b"\n\n", *self._id.keys() - ranks.keys()})
 
     def encode(self, text):
         """str -> list of ids. What looks like a special token is plain text."""
-        return [*chain(*map(self._pieces, self._encoding.encode(text, allowed_special="all")))]
+        ids = self._encoding.encode(text, allowed_special="all")
+        return [*chain(*map(self._pieces, self._encoding.decode_tokens_bytes(ids)))]
 
     def decode_bytes(self, ids):
         return b"".join(self.tokens[i] for i in ids)
@@ -148,11 +147,10 @@ class Tokenizer:
 def compressed_vocabulary(texts):
     """All bytes and the blank line; of GPT-2's tokens, and characters that it has none for, the most frequent
     in `texts` up to `target_coverage`, none rarer than `min_count`."""
-    found = {match for text in texts for match in re.findall(r" ?[^\x00-\x7f]", text)}
-    found |= {match[-1] for match in found}
+    found = {*re.findall(r"(?=( ?[^\x00-\x7f]))", "\n".join(texts))}
     torn = sorted(match.encode() for match in found if len(gpt2_encoding().encode_ordinary(match)) > 1)
     everything = Tokenizer("gpt2", [*gpt2_ranks(), *torn])
-    ids = [i for text in texts for i in everything.encode(text)]
+    ids = [*chain(*map(everything.encode, texts))]
     counts = np.bincount(ids)
     order = np.argsort(-counts, kind="stable")
     counts = counts[order]
@@ -193,13 +191,13 @@ class Piece:
 
 def cut(paragraphs):
     """clean()'s list -> (text, list of Piece)."""
-    pieces, offset = [], 0
+    pieces, end = [], 0
     for number, ((paragraph, heading), starts) in enumerate(zip(paragraphs, sentence_starts(paragraphs))):
-        for start, end in pairwise([*starts, len(paragraph)]):
-            span = paragraph[start:end]
-            start = end - len(span.lstrip())
-            pieces.append(Piece(span, offset + start, offset + end, number, heading))
-        offset += len(paragraph) + 2
+        for a, b in pairwise([*starts, len(paragraph)]):
+            span = paragraph[a:b]
+            end += len(span)
+            pieces.append(Piece(span, end - len(span.lstrip()), end, number, heading))
+        end += 2
     return "\n\n".join(p for p, _ in paragraphs), pieces
 
 
@@ -273,18 +271,16 @@ def yules_k(words):
     return 1e4 * (sum(count**2 for count in Counter(words).values()) - n) / n**2 if n else 0.0
 
 
-def yules_k_around(words, runs, reach=10):
-    """Yule's K of each sentence with its neighbours in a run."""
-    result = []
-    for i, run in enumerate(runs):
-        near = range(len(words))[max(0, i - reach):i + reach + 1]
-        result.append(yules_k([word for j in near if runs[j] == run for word in words[j]]))
-    return np.array(result)
+def yules_k_around(words, runs):
+    """Yule's K of each sentence with up to ten before and after it in a run."""
+    near = [slice(max(0, i - 10), i + 11) for i in range(len(words))]
+    return np.array([yules_k([*chain(*compress(words[n], np.equal(runs[n], run)))])
+                     for n, run in zip(near, runs)])
 
 
 def lexical_rarity(words, documents):
     """Mean inverse document frequency (Spärck Jones 1972) of each sentence's words."""
-    frequency = Counter(word for document in documents for word in set(document))
+    frequency = Counter(chain(*map(set, documents)))
 
     def idf(word):
         return math.log((1 + len(documents)) / (1 + frequency[word]))
@@ -366,15 +362,12 @@ def toulmin_roles(sentences, paragraphs):
     return result
 
 
-def score(spans, sentences, reference_words):
+def score(spans, sentences, train, reference_words):
     """({name: array of sentences' scores}, is it English?), learnt from training sentences alone."""
     from threadpoolctl import threadpool_limits
-    train = np.array([piece.split == "train" for piece in sentences])
     words = [*map(words_of, track("finding words", spans))]
-    paragraphs = defaultdict(list)
-    for piece, sentence in compress(zip(sentences, words), train):
-        paragraphs[piece.paragraph] += sentence
-    documents = [*paragraphs.values()]
+    documents = [words_of(" ".join(piece.span for piece in paragraph))
+                 for paragraph in grouped(compress(sentences, train), "paragraph")]
     english = is_english([*chain(*documents)])
     scores = {"words": np.array([*map(len, words)], float),
               "complex_words": np.array([np.mean([len(word) > 6 for word in s] or [0]) for s in words])}
@@ -388,10 +381,8 @@ def score(spans, sentences, reference_words):
         scores["yules_k"] = yules_k_around(words, [piece.run for piece in sentences])
         scores["thematic_centrality"] = thematic_centrality(words, train)
     scores = {name: np.round(values, 5) for name, values in scores.items()}
-    difficulty = 0
-    for name, weight in difficulty_weights.items():
-        ranks = rank(scores[name], train)
-        difficulty += abs(weight) * (ranks if weight > 0 else 1 - ranks)
+    difficulty = sum(abs(weight) * np.abs((weight < 0) - rank(scores[name], train))
+                     for name, weight in difficulty_weights.items())
     scores["difficulty"] = np.round(difficulty / sum(map(abs, difficulty_weights.values())), 5)
     return scores, english
 
@@ -431,10 +422,9 @@ def linked_pairs(sentences, roles):
             "neighbours": [(i, j) for i, j in pairs if j == i + 1]}
 
 
-def choose_stages(sentences, scores, roles, separator):
+def choose_stages(sentences, train, scores, roles, separator):
     """({stream: examples}, {stage: how they were chosen}) of stages I and II. Over block_size, a sentence
     loses its end, a pair what is far from the [SEP]."""
-    train = np.array([piece.split == "train" for piece in sentences])
     complexity, words = scores["syntactic_complexity"], scores["words"]
     needed = max(1, math.ceil(min_stage_share * train.sum()))
     tiers = linked_pairs(sentences, roles)
@@ -469,8 +459,7 @@ def choose_stages(sentences, scores, roles, separator):
     for stage, limit, fine, select in (
             (1, stage1_complexity, words <= stage1_max_words, simple_and_typical),
             (2, stage2_complexity, (scores["clauses"] > 0) | (words > 3), linked)):  # Alas! makes no pair
-        for step in range(21):  # until there are enough, or some at the last relaxation
-            shift = step / 20
+        for shift in (np.arange(21) / 20).tolist():  # until enough, or some at the last relaxation
             most = percentile(complexity, limit + shift)
             fits = train & (complexity <= most)
             if shift <= max_relaxation:  # beyond it any length will do
@@ -490,10 +479,9 @@ def choose_stages(sentences, scores, roles, separator):
 
 # ---- checks ----
 
-def fingerprints(examples, n=8):
-    """The distinct hashes of all n tokens in a row."""
-    hashes = [hash(row) for ids in examples for row in zip(*(ids[i:] for i in range(n)))]
-    return np.unique(np.array(hashes, np.int64))
+def fingerprints(examples):
+    """The hashes of all eight tokens in a row."""
+    return {hash(row) for ids in examples for row in zip(*(ids[i:] for i in range(8)))}
 
 
 def describe(streams, training_text, sentences, chosen, tok):
@@ -501,7 +489,7 @@ def describe(streams, training_text, sentences, chosen, tok):
     training text. training_text: its runs, as lists of ids."""
     known, used = fingerprints(training_text), set().union(*training_text)
     *trained, val, test = streams.values()
-    foreign = np.setdiff1d(fingerprints(chain(*trained)), known)
+    foreign = fingerprints(chain(*trained)) - known
     texts = {"train": trained[-1], "val": val, "test": test}
     total = sum(map(len, chain(*texts.values())))
 
@@ -518,8 +506,8 @@ def describe(streams, training_text, sentences, chosen, tok):
         if name != "train":
             found = fingerprints(examples)
             splits[name] |= {
-                "also_in_training_text": round(len(np.intersect1d(found, known)) / max(1, len(found)), 4),
-                "leaked": len(np.intersect1d(found, foreign))}
+                "also_in_training_text": round(len(found & known) / max(1, len(found)), 4),
+                "leaked": len(found & foreign)}
     stages = {stage: size(examples) | chosen[stage] | {
         "sentences": sum(stage in piece.stages for piece in sentences),
         "vocabulary_coverage": round(len(used.intersection(chain(*examples))) / len(used), 4)}
@@ -532,7 +520,7 @@ def advice(statistics):
     splits, stages = statistics["splits"], statistics["stages"]
     tokens, bytes_per_token = splits["train"]["tokens"], statistics["vocabulary"]["bytes_per_token"]
     # a licence may be as long as a book
-    removed = sum(size for kind, size in statistics["removed"].items() if kind not in ("licence", "header"))
+    removed = sum(statistics["removed"][kind] for kind in ("contents", "marks", "notes"))
     removed /= removed + statistics["characters"]
     checks = [  # (whether it is so, what to say)
         ("but" in statistics["encoding"],
@@ -556,7 +544,7 @@ def advice(statistics):
             (known > 0.1, f"{known:.0%} of {name} is also in the training text, for the book repeats itself: "
              "figures will flatter the model."),
             (leaked, f"{leaked} passages of {name} are in the training data: it is a bug.")]
-    for name, stage in (("I", stages[1]), ("II", stages[2])):
+    for name, stage in zip(("I", "II"), stages.values()):
         repeated, coverage = stage["repeated_examples"], stage["vocabulary_coverage"]
         checks += [
             (repeated, f"Stage {name} repeats {repeated} examples, for lack of more. "
@@ -593,7 +581,7 @@ def folder_of(path, source):
     if stem == "latest":
         fail("a book cannot be called latest, as data/latest names the book prepared last: rename it")
     for number in count(1):
-        folder = Path("data") / (stem + f"-{number}" * (number > 1))
+        folder = Path("data", stem + f"-{number}" * (number > 1))
         try:
             saved = json.loads((folder / "statistics.json").read_bytes())["settings"]["book"]
         except (OSError, ValueError, LookupError):
@@ -606,7 +594,7 @@ def folder_of(path, source):
 def save(folder, streams, texts):
     """Write data/<book>/ aside: earlier data stays whole until all is there."""
     target = folder.resolve() if folder.is_symlink() else folder  # a link stays one
-    part, old = (target.parent / f".{target.name}.{word}" for word in ("part", "old"))
+    part, old = (target.with_name(f".{target.name}.{word}") for word in ("part", "old"))
 
     def tidy():
         if old.exists() and not target.exists():  # stopped between the two renames
@@ -650,8 +638,7 @@ def report(statistics, folder):
     for name, row in zip(("stage I", "stage II", "stage III", "val", "test"),
                          (*statistics["stages"].values(), splits["val"], splits["test"])):
         coverage = f"{row['vocabulary_coverage']:15.1%}" if name not in splits else ""
-        print(f"{name:9}{row['examples']:11,}{row['tokens']:11,}{row['longest']:11,}"
-              f"{row['sentences']:11,}{coverage}")
+        print("{:9}{examples:11,}{tokens:11,}{longest:11,}{sentences:11,}".format(name, **row) + coverage)
     print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save "
           f"{vocabulary['parameters_saved'] / 1e6:.1f}M of {GPT2_SIZE * n_embd / 1e6:.1f}M parameters "
           f"at width {n_embd}; against GPT-2's, tokens of the text: {vocabulary['extra_tokens']:+.1%}")
@@ -670,10 +657,10 @@ def show(spans, difficulty, streams, tok):
         for i in numbers[:show_extremes]:
             print(f"  {difficulty[i]:.3f} ", *spans[i].split())
     tok.tokens[-1] = b" | "  # [SEP]
-    for name, stage in (("sentences of stage I", "stage1_train"), ("pairs of stage II", "stage2_train")):
+    for name, examples in zip(("sentences of stage I", "pairs of stage II"), streams.values()):
         print(f"\nten {name}")
-        for k in np.unique(np.linspace(0, len(streams[stage]) - 1, 10).astype(int)):
-            print(" ", *tok.decode(streams[stage][k]).split())
+        for k in np.unique(np.linspace(0, len(examples) - 1, 10).astype(int)):
+            print(" ", *tok.decode(examples[k]).split())
 
 
 def prepare(settings):
@@ -699,16 +686,17 @@ def prepare(settings):
     for piece in track("encoding", pieces):
         piece.ids = tok.encode(piece.span)
     spans = [piece.span.lstrip() for piece in sentences]
-    scores, english = score(spans, sentences, others)
+    train = np.array([piece.split == "train" for piece in sentences])
+    scores, english = score(spans, sentences, train, others)
     begin("choosing stages")
     roles = toulmin_roles(spans, [piece.paragraph for piece in sentences]) if argument_structure else None
-    streams, chosen = choose_stages(sentences, scores, roles, tok.special["[SEP]"])
+    streams, chosen = choose_stages(sentences, train, scores, roles, tok.special["[SEP]"])
     chosen[3] = {"truncated": sum(len(piece.ids) > block_size for piece in pieces if 3 in piece.stages)}
     tiles = [(run[0].split, windows(run, tok.encode("\n\n"))) for run in grouped(pieces, "run")]
-    for name, held in (("stage3_train", "train"), ("val", "val"), ("test", "test")):
-        streams[name] = [window for where, run in tiles if where == held for window in run]
+    for name in ("stage3_train", "val", "test"):
+        streams[name] = [window for held, run in tiles if name.endswith(held) for window in run]
     begin("checking and writing")
-    training = [[*chain(*run)] for where, run in tiles if where == "train"]
+    training = [[*chain(*run)] for held, run in tiles if held == "train"]
     size, tokens = len(text.encode()), sum(len(piece.ids) for piece in pieces)
     statistics = {
         "book": folder.name, "title": title or found.title or folder.name, "encoding": encoded,

@@ -8,11 +8,11 @@ import posixpath
 import re
 import unicodedata
 import zipfile
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
+from statistics import median_low, mode
 from urllib.parse import unquote, urlsplit
 
 from configurator import fail
@@ -154,27 +154,25 @@ def read_epub(path, found, encoding):
 
 
 HEADINGS = "h1 h2 h3 h4 h5 h6 subtitle".split()
-BLOCKS = ("address article aside blockquote body caption center cite dd div dl dt empty-line epigraph "
-          "figcaption figure footer form header hr li main ol p poem pre section stanza table text-author ul")
-EDGES = {"br": ("", "\n"), "tr": ("\n", ""), "v": ("\n", ""), "td": ("\t", ""), "th": ("\t", "")}
-EDGES |= dict.fromkeys(BLOCKS.split() + HEADINGS, ("\n\n", "\n\n"))
+BEFORE = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"}
+BLOCKS = HEADINGS + """
+    address article aside blockquote body caption center cite dd div dl dt empty-line epigraph figcaption
+    figure footer form header hr li main ol p poem pre section stanza table text-author ul""".split()
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
 NOT_THE_AUTHORS = {  # kind: (words of class, id, role ... that mark it, characters at most)
     "marks": ("page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|(fn|footnote)-?ref|back-?(link|ref)", 25),
-    "notes": ("((foot|end|rear|side|trans|t|transcribers?)-?notes?)|marginalia", 100_000),
+    "notes": ("(foot|end|rear|side|trans|t|transcribers?)-?notes?|marginalia", 100_000),
     "contents": ("toc|landmarks|lo[it]|page-list", 30_000),
     "licence": ("pg[-_]?(header|footer|boilerplate)|imprint|colophon|(un)?copyright(-page)?", 25_000)}
-PG_TITLE = r"(?i)(The )?Project Gutenberg('s| e-?book of| e-?text of)\W*|\W*Project Gutenberg$"
+PG_TITLE = r"(?i)(The )?Project Gutenberg('s| e-?(book|text) of)\W*|\W*Project Gutenberg$"
 NOTE_MARK = r"(?i)[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[\])}]|\W?([↩↑⤴⇑^]|back|return)\W?"
 
 
 def _labelled(label, size):
-    """The kind in NOT_THE_AUTHORS for such a label and size, or ""."""
+    """The kind in NOT_THE_AUTHORS for such a label and size, if any."""
     for kind, (words, most) in NOT_THE_AUTHORS.items():
-        pattern = rf"(doc-)?({words})[-_.]?\d*"
-        if size <= most and any(re.fullmatch(pattern, word, re.I) for word in label.split()):
+        if size <= most and re.search(rf"(?i)(?<!\S)(doc-)?({words})[-_.]?\d*(?!\S)", label):
             return kind
-    return ""
 
 
 def _text(node):
@@ -182,7 +180,7 @@ def _text(node):
 
 
 def _not_the_authors(node):
-    """The kind of what editor or publisher put in, or ""."""
+    """The kind of what editor or publisher put in."""
     tag, text = node.tag, _text(node).strip()
     if tag in ("rt", "rp"):
         return "marks"
@@ -196,8 +194,9 @@ def _not_the_authors(node):
         linked = sum(len(_text(a).strip()) for a in links) / max(1, len(text))
         if linked > 0.9 if tag in ("p", "li") else linked > 0.5 and len(links) > 2:
             return "contents"
-    label = " ".join(node.get(name, "") for name in "class id epub:type role name type".split())
-    return "" if tag in HEADINGS else _labelled(label, len(text))
+    if tag not in HEADINGS:
+        label = " ".join(node.get(name, "") for name in "class id epub:type role name type".split())
+        return _labelled(label, len(text))
 
 
 def markup_text(markup, found, label=""):
@@ -217,14 +216,13 @@ def markup_text(markup, found, label=""):
     root = etree.fromstring(re.sub(r"<\?.*?>|\0", "", markup).encode("utf-8", "replace") or b"<p/>", parser)
     if root is None:  # nothing but comments
         return MARKED
-    nodes = list(root.iter())
-    for node in nodes:
+    for node in root.iter():
         node.tag = etree.QName(node).localname.lower()
         if node.tag in ("title", "book-title"):
             found.title = found.title or re.sub(PG_TITLE, "", " ".join(_text(node).split()))
         if fiction and node.tag == "title":
             node.tag = "h1"
-    for node in nodes:
+    for node in root.iter():
         if kind := "notes" if fiction and node.tag == "body" and node.get("name") else _not_the_authors(node):
             node.tag = "unwanted"
             if not node.xpath("ancestor::unwanted"):
@@ -233,7 +231,8 @@ def markup_text(markup, found, label=""):
     text = _laid_out(root)
     if kind := _labelled(label, len(text)):
         found.removed[kind] += len(text)
-    return MARKED if kind else text
+        return MARKED
+    return text
 
 
 def _laid_out(root):
@@ -245,8 +244,8 @@ def _laid_out(root):
         text, tail = node.text or "", node.tail or ""
         if node not in kept:
             text, tail = text if node.tag == "pre" else re.sub(r"\s+", " ", text), re.sub(r"\s+", " ", tail)
-        before, after = EDGES.get(node.tag, ("", ""))
-        node.text, node.tail = before + text, after + tail
+        edge = "\n\n" if node.tag in BLOCKS else ""
+        node.text, node.tail = BEFORE.get(node.tag, edge) + text, edge + tail
     for node in list(root.iter("pre", *HEADINGS)):
         text = _text(node)
         del node[:]
@@ -262,7 +261,7 @@ def download(url, begin):
     from http.client import HTTPException
     from urllib.request import Request, urlopen
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
-    path = Path("data") / (name if "." in name else name + ".txt")
+    path = Path("data", name if "." in name else name + ".txt")
     source, content = path.with_name(path.name + ".url"), bytearray()
     if path.exists() and source.exists() and source.read_text(encoding="utf-8") == url:
         return path
@@ -295,7 +294,7 @@ HEADING = re.compile(  # what chapters are called, and numbers that stand alone
     r"(prologue|epilogue|preface|foreword|introduction|afterword|appendix|finis|the end)\W?$|"
     r"((?-i:[IVXLCDM]+)|\d+)\.?$", re.I)
 CONTENTS = ("(?i)(table of )?contents|(list of )?illustrations|inhalt(sverzeichnis)?|table des mati[èe]res|"
-            "[íi]ndice|sommaire|inhoud|содержание|оглавление|目录|目錄|目次")
+            "[íi]ndice|sommaire|inhoud|содержание|оглавление|目[录錄次]")
 LIST_ITEM = re.compile(r"\s*([-*•–—]|\(?(\d{1,3}|[a-z]|[ivx]+)[.)])\s", re.I)
 ONLY_STOPS = "。．｡！？؟۔।॥።။៕"  # full stops and nothing else
 CLOSING = "\"'’”“»«›‹)\\]」』）》】"
@@ -307,9 +306,9 @@ TITLE = re.compile(r"\b(M|Mr|Mrs|Ms|Messrs|Mme|Mlle|MM|Mgr|Drs?|Ste?|Capt|Col|Ge
                    r"Hon|Prof|Gov|Hr|Frl?|Sra?|Srta|Sig|Dott)\.\s*$")
 EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"  # no spaces
 HYPHEN = r"\b([^\W\d_]+)-\n\s*([^\W\d_]+)\b(?!-)"
-BEGIN = (r"[^\w\n]*START OF TH(E|IS) PROJECT GUTENBERG(([^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n|"
-         r"[^\w\n]*END[* ]*THE SMALL PRINT.*\n")
-FINISH = r"[^\w\n]*(the )?(end|ende|fin|fine|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
+BEGIN = (r"START OF TH(E|IS) PROJECT GUTENBERG(([^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n|"
+         r"END[* ]*THE SMALL PRINT.*\n")
+FINISH = r"(the )?(ende?|fine?|fim|einde|slut|loppu)\b.{1,30}\bproje[ck]t.{0,12}gutenberg.*"
 LICENCE = r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL LICENSE).*"
 CREDITS = (r"(?im)\A\s*(^[^\w\n]*(Produced by|E-?text prepared|This e-?(text|book) was|Transcribed|"
            r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
@@ -318,7 +317,7 @@ BRACKETED = (r"(?i)\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page
              r"sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|nota d)\b")
 TRANSCRIBER = r"(?i)\W*(the )?transcriber\W?s?\W? notes?\b"
 DOTTED = re.compile(r"\.\s?\.\s?\.\s*\d+$")
-PAGE_NUMBER = re.compile(r"(\s{3,}|\.[\s.]*\s|[\s.]{3,})(\d+|[ivxlc]+)\s*$")
+PAGE_NUMBER = re.compile(r"(\.\s|[\s.]{3,})(\d+|[ivxlc]+)\s*$")
 
 
 def clean(text, found=None):
@@ -329,8 +328,7 @@ def clean(text, found=None):
     text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]", "", text)
     text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
-    lengths = sorted(map(len, lines))
-    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # half the text is in longer
+    width = median_low([len(line) for line in lines for _ in line] or [0])  # half the text is in longer
     ends = [SENTENCE_END.search(line) for line in lines if line]
     wrapped, end = width <= 120 and not marked, "\n"
     dense = lines.count("") < len(lines) / 10 and not marked
@@ -338,7 +336,7 @@ def clean(text, found=None):
         wrapped, end = False, "\n\n"  # a line is a paragraph
     blocks = [(len(gap) - 1, block.split("\n"))  # each with the number of blank lines before it
               for gap, block in re.findall(r"(\n*)(.+(?:\n.+)*)", "\n" * 10 + end.join(lines))]
-    usual = 99 if marked or not blocks else Counter(gap for gap, _ in blocks).most_common(1)[0][0]
+    usual = 99 if marked or not blocks else mode(gap for gap, _ in blocks)
     if wrapped:
         blocks = [part for gap, block in blocks for part in _unmarked_paragraphs(gap, block, width)]
     words, ends = Counter(re.findall(r"\w+(?:-\w+)*", text)), re.findall(HYPHEN, text)
@@ -371,7 +369,7 @@ def _without_gutenberg(text, found):
         found.removed["licence"] += size
         return part[size:]
 
-    for mark in re.finditer(f"^(?:({BEGIN})|{FINISH})", text + "\n", re.M | re.I):
+    for mark in re.finditer(rf"^[^\w\n]*(?:({BEGIN})|{FINISH})", text + "\n", re.M | re.I):
         before = text[position:mark.start()]
         if not mark[1] and inside:
             books.append(before)
@@ -462,9 +460,8 @@ def _reflow(paragraph, words, broken):
             return f"{first}- {second}"  # as in Korn- und Mehlsäcke
         return whole if words[whole] > words[hyphened] - (broken and not words[hyphened]) else hyphened
 
-    paragraph = re.sub(rf"(?<=[{EAST}])\n(?=[{EAST}“‘—…])|(?<=[”’—…])\n(?=[{EAST}])", "",
-                       re.sub(HYPHEN, joined, paragraph))
-    return paragraph.replace("\n", " ")
+    unspaced = rf"(?<=[{EAST}])\n(?=[{EAST}“‘—…])|(?<=[”’—…])\n(?=[{EAST}])"
+    return re.sub(unspaced, "", re.sub(HYPHEN, joined, paragraph)).replace("\n", " ")
 
 
 def _is_heading(paragraph, believed, set_off, after_heading):
@@ -493,7 +490,7 @@ def _without_contents(blocks, found):
     seen, nearest, budget = set(), 0, 0  # entries; blank lines before the first; what a note may hold
     for gap, block in blocks:
         lines = [line.strip(HEAD + KEPT + " ") for line in block]
-        entries, size = [plain(line) for line in lines], sum(map(len, block))
+        entries, size = [*map(plain, lines)], sum(map(len, block))
         again = _share(alone[entry] > (len(block) == 1) for entry in entries) > 0.5
         named = _share(map(HEADING.match, lines)) > 0.5
         alike = all(HEADING.match(line) or not SENTENCE_END.search(line) for line in lines)
@@ -531,7 +528,7 @@ def _starts(paragraph, punkt):
         for a, b in pairwise([begin, *stops, end]):
             # Punkt ends one at every ? and !, also in “Who?” he said; and a quote alone is no sentence
             sentence = paragraph[a:b].lstrip()
-            if 0 < a < b and re.search(r"\w", sentence) and not (
+            if a and re.search(r"\w", sentence) and not (
                     sentence[0].islower() or TITLE.search(paragraph, a - 12, a)):
                 starts.append(len(paragraph[:a].rstrip()))
     for a, b in pairwise([*starts, len(paragraph)]):
@@ -539,4 +536,4 @@ def _starts(paragraph, punkt):
             space = paragraph.rfind(" ", a + LONGEST_SENTENCE // 2, a + LONGEST_SENTENCE)
             a = space if space > 0 else a + LONGEST_SENTENCE
             starts.append(a)
-    return sorted(set(starts))
+    return sorted(starts)
