@@ -965,7 +965,7 @@ def print_plan(run):
         f"for evaluations; {epochs:.0f} passes' worth of the book's {unique:,} training tokens.\n"
         "Extrapolation (arXiv 2507.15857, of 25M-100M tokens): diffusion overtakes autoregression above "
         f"C_crit = {critical:.2e} FLOPs, this run has {flops / critical:.1f} times that. Measured on four "
-        "books (README): not yet at 1.5e13 to 2.3e13; with a teacher for both, on one.\n"
+        "books (README): not yet at 1.4e13 to 2.0e13; with a teacher for both, on one.\n"
         "Extrapolation (same, Table 1): repeated data keeps its worth up to R* = "
         f"{31.19 if causal else 493.89} epochs of this objective; this run has {epochs:.0f}.\n"
         "Extrapolation (arXiv 2510.03280): for this many tokens about "
