@@ -76,7 +76,7 @@ def configure(script, positional=None, base=None, arguments=None):
 
     A knob is a lower-case global assigned before the script's first function, of the type it has there or
     those in its annotation (`top_k: int | None = 20`); a dataclass's fields and a dict's keys are knobs too.
-    An argument that is neither --key=value nor a .py or .json file sets `positional`.
+    One argument that is neither --key=value nor a .py or .json file sets `positional`.
     """
     comments = dict(documented(script["__file__"]))
     default = {name: script[name] for name in comments}
@@ -105,8 +105,10 @@ def configure(script, positional=None, base=None, arguments=None):
             execute(argument, knobs, default, kinds)
         elif positional:
             assign(knobs, default, kinds, positional, argument)
+            positional = None
         else:
-            fail(f"unexpected argument {argument!r}: options are --key=value, config files *.py")
+            fail(f"unexpected argument {argument!r}: options are --key=value, config files *.py, and text with "
+                 "spaces wants quotes")
     for name, comment in comments.items():
         in_range(name, knobs[name], comment)
     try:

@@ -904,6 +904,8 @@ def main():
         bar = progress.add_task("loading", total=9 * len(names))
 
         def advance(path, what, steps=1):
+            if steps == 1 and not sample.TERMINAL.is_interactive:
+                sample.say(f"{path}: {what}")
             progress.update(bar, advance=steps, description=f"{path}: {what}")
 
         for path in paths:

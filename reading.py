@@ -91,7 +91,9 @@ def decode(raw, found, encoding=""):
     try:
         text = ("\n".join(line.decode(name if line in odd else "utf-8") for line in lines) if mixed
                 else raw.decode(name))
-    except (UnicodeDecodeError, LookupError) as error:
+    except LookupError:
+        raise ValueError(f"cannot be read as {name}: no encoding has that name; windows-1251 is one") from None
+    except UnicodeDecodeError as error:
         raise ValueError(f"is damaged, or not {name} ({error}): name its --encoding") from None
     if not declared and guesses[0]["confidence"] < 0.9:
         for other in (guess["encoding"] for guess in guesses[1:]):

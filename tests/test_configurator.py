@@ -160,5 +160,6 @@ def test_every_script_explains_every_knob(script):
     assert all(i + 1 < len(lines) and lines[i + 1].startswith("        ") for i in knobs), "a knob has no comment"
 
 
-def test_a_script_that_takes_no_file_says_so():
+def test_a_script_that_takes_no_file_says_so(run):
     refused(subprocess.run([sys.executable, ROOT / "train.py", "book.txt"], capture_output=True, text=True), "book.txt", "--key=value")
+    refused(run("a book.txt", "another.txt"), "another.txt", "quotes")
