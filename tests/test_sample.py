@@ -617,7 +617,7 @@ def test_the_gif_looks_like_the_page(folder, run):
     rows = np.array(pictures[0]) == mark
     assert np.diff(rows.all(2).astype(int), axis=1).clip(0).sum() / 2 > 60                   # 2 px high; a hundred masks, apart
     corners = [picture.crop((620, picture.height - 40, 840, picture.height)).tobytes() for picture in pictures]
-    assert len(set(corners)) == len(pictures) - 3                                                           # a counter of steps
+    assert len(set(corners)) >= len(pictures) - 3                                                           # a counter of steps
 
 
 def test_a_recording_of_the_animation(folder):
