@@ -8,11 +8,12 @@ import posixpath
 import re
 import unicodedata
 import zipfile
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from statistics import median_low, mode
+from statistics import mode
 from urllib.parse import unquote, urlsplit
 
 from configurator import fail
@@ -330,7 +331,8 @@ def clean(text, found=None):
     text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]", "", text)
     text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
-    width = median_low([len(line) for line in lines for _ in line] or [0])  # half the text is in longer
+    lengths = sorted(map(len, lines))
+    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # half the text is in longer
     ends = [SENTENCE_END.search(line) for line in lines if line]
     wrapped, end = width <= 120 and not marked, "\n"
     dense = lines.count("") < len(lines) / 10 and not marked
