@@ -107,7 +107,7 @@ def configure(script, positional=None, base=None, arguments=None):
             assign(knobs, default, kinds, positional, argument)
             positional = None
         else:
-            fail(f"unexpected argument {argument!r}: options are --key=value, config files *.py, and text with "
+            fail(f"unexpected argument {argument!r}: options are --key=value, config files *.py; text with "
                  "spaces wants quotes")
     for name, comment in comments.items():
         in_range(name, knobs[name], comment)

@@ -93,7 +93,7 @@ def decode(raw, found, encoding=""):
         text = ("\n".join(line.decode(name if line in odd else "utf-8") for line in lines) if mixed
                 else raw.decode(name))
     except LookupError:
-        raise ValueError(f"cannot be read as {name}: no encoding has that name; windows-1251 is one") from None
+        raise ValueError(f"cannot be read as {name}: no encoding has that name") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"is damaged, or not {name} ({error}): name its --encoding") from None
     if not declared and guesses[0]["confidence"] < 0.9:
