@@ -220,7 +220,7 @@ def markup_text(markup, found, label=""):
     if root is None:  # nothing but comments
         return MARKED
     for node in root.iter():
-        node.tag = etree.QName(node).localname.lower()
+        node.tag = re.sub(r".*}|[^\w:.-].*", "", node.tag).lower()  # of <p<i> the p
         if node.tag in ("title", "book-title"):
             found.title = found.title or re.sub(PG_TITLE, "", " ".join(_text(node).split()))
         if fiction and node.tag == "title":

@@ -231,6 +231,11 @@ def test_a_declared_charset_wins_and_doubt_is_a_warning(tmp_path, capsys, monkey
         assert message in one_line(capsys.readouterr().err)
 
 
+def test_a_torn_tag_costs_no_book(tmp_path):
+    paragraphs, _, _ = read(tmp_path, "b.htm", "<html><body>" + "<p<i>The lamp and the sea.</p>" * 3)
+    assert paragraphs == ["The lamp and the sea."] * 3
+
+
 @pytest.mark.parametrize("begin", ["<!-- saved -->\n<html><body>", "<p>Yes.</p>", "<html><head><title>x</title>", "Header line\n<html><head></head><body>"])
 def test_html_is_recognised_however_it_begins(tmp_path, begin):
     paragraphs, headings, _ = read(tmp_path, "b.txt", begin + "<h2>One</h2>" + "<p>The lamp &amp; the <i>sea</i>.</p>" * 30)
