@@ -176,7 +176,7 @@ def train_here(folder, arguments):
 def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(folder):
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["torch", "torch._dynamo", "model", "rich.progress"])
-    stages = [f"--stages[{i}].{key}={value}" for i in range(3) for key, value in (("epochs", 1000), ("max_steps", 220))]
+    stages = [f"--stages[{i}].{key}={value}" for i in range(3) for key, value in (("epochs", 1000), ("max_steps", 190))]
     arguments = [str(ROOT / QUICK[0]), *QUICK[1:], *stages, "--eval_interval=7", "--dropout=0.1", "--ema=0.9"]
 
     def start(out):
@@ -341,7 +341,7 @@ def test_a_finished_run_can_be_given_more_steps_and_logs_each_stage_once(folder)
 
 
 def test_what_is_to_go_counts_the_evaluations(folder):
-    done = script("train.py", *QUICK, "--eval_interval=4", "--eval_masks=4000", "--stages[0].max_steps=1", "--stages[1].max_steps=1", cwd=folder)
+    done = script("train.py", *QUICK, "--eval_interval=8", "--eval_masks=3000", "--stages[0].max_steps=1", "--stages[1].max_steps=1", cwd=folder)
     told = int(re.search(r"about (\d+) s to go", done.stderr)[1])
     steps = sum(stage["seconds"] for stage in json.loads((folder / "out/curriculum_results.json").read_text()))
     took = float(re.search(r"done in (\d+) s", done.stderr)[1])
