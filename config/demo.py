@@ -1,5 +1,5 @@
-# The README's run: a small model of one book in four and a half minutes on a CPU. What is here is what learnt most
-# in that time; tests/compare.py takes the parts away one by one.
+# The README's run: a small model of one book in four and a half minutes on a CPU. What is here is what
+# learnt most in that time; tests/compare.py takes the parts away one by one.
 n_layer = 2                # two layers learn neighbours sooner than four in the same time
 n_head = 3
 n_embd = 192
