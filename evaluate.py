@@ -10,7 +10,6 @@ with the reason in `notes`.
 """
 import base64
 import bz2
-import hashlib
 import io
 import json
 import lzma
@@ -29,9 +28,17 @@ from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 import sample
 from configurator import configure, fail, run_script, write_json, written
-from model import Sampling, count_parameters, held_out_bound, pad, parts, peak_memory_gb
-from model import spread as laid_out
-from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
+from model import Sampling, count_parameters, held_out_bound, pad, parts, peak_memory_gb, spread
+from prepare import (
+    clean,
+    is_english,
+    prepared,
+    read_book,
+    read_prepared,
+    read_stream,
+    words_of,
+    yules_k,
+)
 
 out_dir = "out"        # where the checkpoints are and the evaluation goes
 checkpoint = ""        # a checkpoint's path; empty: best.pt in out_dir
@@ -362,13 +369,13 @@ def measure_style(train_text, held_out_text, completions, english, notes):
         notes.append("Style is not measured: it wants four texts of 25 words from each source and sixteen "
                      f"of the book; of {length} words there are {counts} and {len(of_book)} of the book.")
         return None
-    groups = {name: spread(group, size) for name, group in groups.items()}
+    groups = {name: evenly(group, size) for name, group in groups.items()}
     mixed = np.random.default_rng(seed).permutation(PIECE.findall(" ".join(groups["held_out"])))
     groups["shuffled"] = [*map(" ".join, np.array_split(mixed, size))]
     return style(of_book, groups, english)
 
 
-def spread(items, n):
+def evenly(items, n):
     """n of the items (all, if there are fewer), evenly spaced."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(n, len(items))).round().astype(int)]
 
@@ -458,8 +465,8 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
             likeliest, second = p.topk(2).values.T
             score = {"margin": likeliest - second, "entropy": (p * log_p).sum(1),
                      "random": torch.rand(len(p), generator=generator)}.get(order, likeliest)
-            first = laid_out(where, score, -torch.inf).argmax(1, keepdim=True)
-            own = laid_out(where, log_p.gather(1, rows[where][:, None]), 0)
+            first = spread(where, score, -torch.inf).argmax(1, keepdim=True)
+            own = spread(where, log_p.gather(1, rows[where][:, None]), 0)
             total[begin:begin + size] -= own.gather(1, first)[:, 0]
             hidden.scatter_(1, first, False)
             advance(size / len(sequences) / len(place))
@@ -503,17 +510,6 @@ def compressor(train, held_out):
 
 # ---- a checkpoint and its book
 
-def prepared(name):
-    """The folder data/<name>/, or that of the book prepared last."""
-    latest = Path("data/latest")
-    if not name and not latest.exists():
-        fail("no book is prepared here: python prepare.py BOOK.txt")
-    folder = Path("data", name or latest.read_text(encoding="utf-8").strip())
-    if not (folder / "tokenizer.json").exists():
-        fail(f"{folder} is missing: prepare that book first, or name another with --book")
-    return folder
-
-
 def open_book(path, saved):
     """A checkpoint's book: examples (lists of ids) to `train` on and `held_out` by split, their texts, the
     `openings` of the split's sentences; fail() where it is gone or differs from what was trained on."""
@@ -522,12 +518,11 @@ def open_book(path, saved):
     if json.loads((folder / "tokenizer.json").read_bytes()) != saved["tokenizer"]:
         fail(f"{folder} was prepared with another vocabulary than {path} was trained with: {then}")
     for stream in ("stage3_train", "val", "test"):
-        raw = (folder / f"{stream}.bin").read_bytes()
-        digest = hashlib.sha256(raw).hexdigest()
+        tokens, offsets, digest = read_stream(folder, stream)
         if training.get("data", {}).get(stream, digest) != digest:
             fail(f"{folder}/{stream}.bin has changed since {path} was trained: {then}")
-        ids, cuts = np.frombuffer(raw, "<u2").tolist(), np.fromfile(folder / f"{stream}.idx", "<i8").tolist()
-        streams[stream] = [ids[a:b] for a, b in pairwise(cuts)]
+        ids = tokens.tolist()
+        streams[stream] = [ids[a:b] for a, b in pairwise(offsets.tolist())]
     text, sentences, title = read_prepared(folder)
     for train, run in groupby(sentences, key=lambda s: s["split"] == "train"):
         run = [*run]
@@ -592,17 +587,17 @@ def look_at(samples, source, ngram, tokenizer, notes):
     passages = [ids for ids in chop(chain(*source.held_out.values()), max(lengths))
                 if len(ids) >= min(lengths)]
     n = min(len(passages), len(samples))
-    kept = spread(samples, n or len(samples))
+    kept = evenly(samples, n or len(samples))
     if n < len(samples):
         notes.append(f"Held-out text makes only {n} passages as long as the samples: they are compared with "
                      f"{len(kept)} of {len(samples)} samples.")
     groups = {"generated": ([s["ids"] for s in kept], [s["prompt"] for s in kept])}
     if n:
-        groups["held_out"] = spread(passages, n), range(n)
+        groups["held_out"] = evenly(passages, n), range(n)
     texts = {group: [*map(tokenizer.decode, lists)] for group, (lists, _) in groups.items()}
     length = int(np.median([*map(len, map(words_of, texts["generated"]))]))
     of_book = passages_of(source.train_text, max(20, length)) or [source.train_text]
-    alike, some = Similarity(of_book, source.english), spread(of_book, 100)
+    alike, some = Similarity(of_book, source.english), evenly(of_book, 100)
     found = dict(similarity={}, diversity={}, memorization={}, judged={})
     for group, (lists, prompts) in groups.items():
         near = alike.between(texts[group], some)
@@ -872,7 +867,7 @@ def page(results, names):
     return Template(frame, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         r=r, models=models, groups=groups, called=GROUPS, charts=charts(results, names), style=STYLE,
         curves=curves.exists() and base64.b64encode(curves.read_bytes()).decode(), number=number,
-        replicates=REPLICATES, samples=spread(r["samples"], 6))
+        replicates=REPLICATES, samples=evenly(r["samples"], 6))
 
 
 # ---- the run

@@ -11,7 +11,6 @@ bit, several processes see one batch, and how often one evaluates changes nothin
 """
 import contextlib
 import copy
-import hashlib
 import json
 import math
 import os
@@ -58,6 +57,7 @@ from model import (
     training_flops,
     weighted_loss,
 )
+from prepare import prepared, read_stream
 
 # data and run
 dataset = ""            # name under data/; empty: the book prepared last
@@ -132,15 +132,7 @@ class Stream:
     """A stream of the book: `tokens` (uint16 memmap), `offsets` (n + 1,) of its examples."""
 
     def __init__(self, folder, name):
-        path = f"{folder}/{name}"
-        try:
-            self.offsets = np.fromfile(f"{path}.idx", "<i8")
-            self.tokens = np.memmap(f"{path}.bin", "<u2", "r")
-            if len(self.offsets) < 2 or self.offsets[-1] != len(self.tokens):
-                raise ValueError
-        except (OSError, ValueError):
-            fail(f"{path}.bin or .idx is missing or torn: prepare the book again with prepare.py")
-        self.digest = hashlib.sha256(self.tokens).hexdigest()
+        self.tokens, self.offsets, self.digest = read_stream(folder, name)
         self.whole_text = name == "stage3_train"
 
     def rows(self, pieces):
@@ -177,17 +169,9 @@ def draw_seed(*numbers):
 
 def open_book(name):
     """(name, tokenizer, streams) of a prepared book; without a name, the last."""
-    try:
-        name = name or Path("data/latest").read_text("utf-8").strip()
-    except OSError:
-        fail("no book has been prepared here: run python prepare.py book.txt first")
-    folder = f"data/{name}"
-    if not os.path.exists(f"{folder}/tokenizer.json"):
-        known = sorted(path.parent.name for path in Path("data").glob("*/tokenizer.json"))
-        fail(f"dataset {name!r} was never prepared; prepared here: {', '.join(known) or 'none'}; "
-             "run python prepare.py BOOK.txt")
-    tokenizer = json.loads(Path(f"{folder}/tokenizer.json").read_text("utf-8"))
-    return name, tokenizer, {stem: Stream(folder, stem) for stem in STREAMS}
+    folder = prepared(name)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    return folder.name, tokenizer, {stem: Stream(folder, stem) for stem in STREAMS}
 
 
 # ---- optimisation

@@ -11,6 +11,6 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """The fast tests first: a mistake shows in seconds."""
-    order = ["test_house", "test_docs", "test_configurator", "test_model", "test_reading", "test_prepare", "test_sample", "test_evaluate", "test_compare", "test_train", "test_faults", "test_serve", "test_browser"]
+    """The fast tests first: a mistake shows in seconds. Then the longest file, so that both cores end together."""
+    order = ["test_house", "test_docs", "test_configurator", "test_model", "test_train", "test_compare", "test_evaluate", "test_prepare", "test_sample", "test_serve", "test_browser", "test_reading", "test_faults"]
     items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in order else len(order))

@@ -21,7 +21,7 @@ from test_model import exact_bound, tiny
 import evaluate as e
 import model as m
 import sample
-from prepare import Tokenizer, clean
+from prepare import Tokenizer, clean, read_stream
 
 ROOT = Path(e.__file__).resolve().parent
 LN2 = math.log(2)
@@ -307,7 +307,7 @@ def prepared(tmp_path_factory):
     ids, tokenizer = stream(data, "stage3_train"), Tokenizer.load(data / "tokenizer.json")
     begin = ids.index(tokenizer.tokens.index(b"\n\n"), 2000) + 1
     passage = ids[begin:begin + 64]
-    hashes = {name: e.hashlib.sha256((data / f"{name}.bin").read_bytes()).hexdigest() for name in ("stage3_train", "val", "test")}
+    hashes = {name: read_stream(data, name)[2] for name in ("stage3_train", "val", "test")}
     saved(folder, "out", trained_on(passage, folder, "book", 20, step=20, epoch=1.0, data=hashes))
     saved(folder, "twin", trained_on(passage, folder, "book", 80, causal=True, data=hashes))
     (folder / "prompts.txt").write_text(tokenizer.decode(passage[:8]) + "\n", encoding="utf-8")
@@ -445,8 +445,8 @@ def test_user_errors_are_one_line(prepared, tmp_path, capsys):
     assert "--split lies in {test, val}" in refused(capsys, prepared, "--split=train")
     assert "no checkpoint at nowhere/best.pt" in refused(capsys, prepared, "--out_dir=nowhere")
     assert "no checkpoint at nowhere/best.pt" in refused(capsys, prepared, "--compare=twin,nowhere")
-    assert "data/elsewhere is missing" in refused(capsys, prepared, "--book=elsewhere")
-    assert "no book is prepared here" in refused(capsys, tmp_path, "--text1=a", "--text2=b")
+    assert "data/elsewhere was never prepared; prepared here: " in refused(capsys, prepared, "--book=elsewhere")
+    assert "no book has been prepared here" in refused(capsys, tmp_path, "--text1=a", "--text2=b")
     (prepared / "long.txt").write_text("the lamp and " * 30, encoding="utf-8")
     assert "leaves no room" in refused(capsys, prepared, "--prompts=long.txt", "--points=10")
     assert "temperature" in refused(capsys, prepared, "--sampling.temperature=-1", "--points=10")
