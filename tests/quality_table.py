@@ -75,7 +75,7 @@ class Judges:
     def at_entropy_of_book(self, model, how, seeds):
         """(figures of `how` at the temperature where its texts are as varied as held-out ones, None where none
         is; the figures of those). The temperature is among them."""
-        human = self.figures(evaluate.spread(self.book, len(seeds)))
+        human = self.figures(evaluate.evenly(self.book, len(seeds)))
         canvas, points = torch.full((LENGTH,), model.config.mask_id), []
         for temperature in TEMPERATURES:
             rows = sample.generate(model, [canvas] * len(seeds), seeds, replace(how, temperature=temperature))

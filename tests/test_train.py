@@ -145,7 +145,7 @@ def test_no_held_out_window_is_in_a_training_stream(prepared):
 
 @pytest.mark.parametrize("name", ["stage1_train", "stage2_train", "stage3_train"])
 def test_steps_have_equal_tokens_and_the_text_is_cut_anew_each_epoch(prepared, name):
-    stream, starts = train.Stream(str(prepared / "data/book"), name), set()
+    stream, starts = train.Stream(prepared / "data/book", name), set()
     for epoch in range(20):
         batches = stream.epoch(128, 1024, np.random.default_rng(epoch))
         tokens = [int(np.diff(batch).sum()) for batch in batches]
