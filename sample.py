@@ -58,7 +58,7 @@ benchmark = False        # tokens per second over steps and orders
 save_model = ""          # a folder for the model as others read it: safetensors, JSON, a card
 
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
-TRIES = 25               # combinations of gap lengths, at most
+TRIES = 25  # combinations of gap lengths, at most
 LONGEST_GAP = 1_000_000  # tokens, as max_tokens
 GAP, WORD = -1, -2       # in place of a gap's ids; WORD has to bring a space
 CONTROL = r"[\0-\t\v-\x1f\x7f-\x9f]"  # characters that could command a terminal
@@ -111,14 +111,14 @@ def _tokenize(tokenizer, parts):
             ids = [WORD if str(before).endswith(" ") else GAP, *[GAP] * (part - 1)]
         else:
             raise ValueError(f"a gap is 1 to {LONGEST_GAP:,} tokens long, not {part}")
-        yield torch.tensor(ids, dtype=torch.long)
+        yield torch.tensor(ids, dtype=int)
 
 
 def texts(tokenizer, parts, row):
     """One str per part of a filled canvas `row` (T,): fixed text as given, gaps without half characters or
     white space beside other or at an end."""
-    result, lengths = [], map(len, _tokenize(tokenizer, parts))
-    for part, after, ids in zip(parts, [*parts[1:], " "], row.split([*lengths])):
+    result, lengths = [], [*map(len, _tokenize(tokenizer, parts))]
+    for part, after, ids in zip(parts, [*parts[1:], " "], row.split(lengths)):
         if isinstance(part, int):
             part = re.sub(CONTROL, "", tokenizer.decode(ids.tolist(), "ignore"))
             if not "".join(result)[-1:].strip():
@@ -131,10 +131,11 @@ def texts(tokenizer, parts, row):
 
 # ---- filling
 
-def not_words(tokenizer):
-    """(n_text,) bool: tokens other than a space and more; none in a language without spaces."""
-    result = torch.tensor([not re.match(rb" \s*\S", token) for token in tokenizer.tokens[:-3]])
-    return result & ~result.all()
+def word_bar(tokenizer, texts):
+    """`bar` of denoise for lists of parts: a gap after a space begins with a space and more, except in a
+    language without spaces."""
+    others = torch.tensor([not re.match(rb" \s*\S", token) for token in tokenizer.tokens[:-3]])
+    return pad([word_starts(tokenizer, parts) for parts in texts], False), others & ~others.all()
 
 
 Job = namedtuple("Job", "prompt parts row seed")  # row (T,): the parts' canvas
@@ -149,10 +150,9 @@ def fill(model, tokenizer, jobs, how=None, watch=None):
         size = max(1, sum(n * width <= positions for n, width in enumerate(widths, 1)))
         batch, jobs = jobs[:size], jobs[size:]
         _, parts, rows, seeds = zip(*batch)
-        bar = (pad([word_starts(tokenizer, each) for each in parts], False),
-               not_words(tokenizer)) if tokenizer else None
+        bar = word_bar(tokenizer, parts) if tokenizer else None
         tokens = pad(rows, model.config.pad_id)
-        confidence, calls = torch.ones(tokens.shape), torch.zeros(len(batch), dtype=torch.long)
+        confidence, calls = torch.ones(tokens.shape), torch.zeros(len(batch), dtype=int)
         seconds, begun = 0.0, time.perf_counter()
         for step in denoise(model, tokens, seeds, how, bar=bar):
             seconds += time.perf_counter() - begun
@@ -255,7 +255,7 @@ def frame(shown, step, seconds):
 
 def with_style(name):
     """A page from beside this script, page.css in it."""
-    css, page = (Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("page.css", name))
+    css, page = (Path(__file__).with_name(file).read_text("utf-8") for file in ("page.css", name))
     return page.replace("/* page.css */\n", css)
 
 
@@ -289,8 +289,8 @@ def save_gif(file, frames, pace):
     ink = {name: ImageColor.getrgb(hue)
            for name, hue in re.findall(r"--(\w+): (#\w{6})", with_style("sample.html"))}
     path = f"{matplotlib.get_data_path()}/fonts/ttf/STIXGeneral"
-    upright, italic = (ImageFont.truetype(f"{path}{style}.ttf", 28, layout_engine=ImageFont.Layout.BASIC)
-                       for style in ("", "Italic"))
+    upright = ImageFont.truetype(f"{path}.ttf", 28, layout_engine=ImageFont.Layout.BASIC)
+    italic = upright.font_variant(f"{path}Italic.ttf")
     small, width, height, margin = upright.font_variant(size=20), 840, 46, 48
 
     def mix(one, other, share):
@@ -302,19 +302,17 @@ def save_gif(file, frames, pace):
     starts = itertools.accumulate(map(len, words), initial=0)
     spots = [where[start + len(word) - len(word.lstrip())] for start, word in zip(starts, words)]
     bottom, glow, images = height * (where[-1][1] + 1) + 2 * margin, [0.0] * len(words), []
-    every = -(-len(frames) // 130)
     palette = Image.new("P", (1, 1))
     palette.putpalette([c for name in "ink new soft dim back mark".split() for step in range(16)
                         for c in mix("paper", name, step / 15)])
-    for moment in range(last + 4):  # three more, in which the last word's glow settles
-        step = min(moment, last)
-        glow = [1.0 if cell.state == "new" and step == moment else max(0.0, g - 1 / 3)
-                for cell, g in zip(frames[step], glow)]
-        if step < last and step % every:
+    for step, shown in enumerate([*frames, *frames[-1:] * 3]):  # the last word's glow settles
+        glow = [1.0 if cell.state == "new" and step <= last else max(0.0, g - 1 / 3)
+                for cell, g in zip(shown, glow)]
+        if step < last and step % (last // 130 + 1):
             continue
         pen = ImageDraw.Draw(image := Image.new("RGB", (width, bottom), ink["paper"]))
-        pen.text((width - margin, bottom - 18), f"step {step} of {last}", ink["dim"], small, "rs")
-        for cell, lit, word, (x, line) in zip(frames[step], glow, words, spots):
+        pen.text((width - margin, bottom - 18), f"step {min(step, last)} of {last}", ink["dim"], small, "rs")
+        for cell, lit, word, (x, line) in zip(shown, glow, words, spots):
             font = italic if cell.state in ("given", "guess") else upright
             x, base, room = x + margin, margin + height * line + 30, font.getlength(word.strip())
             if cell.state == "mask":
@@ -346,7 +344,7 @@ def show(tokenizer, job, row):
     """Print a text; in a terminal broken between words, what was given in bold."""
     pieces = texts(tokenizer, job.parts, row)
     if not sys.stdout.isatty():
-        return print(*pieces, sep="", flush=True)
+        return print(*pieces, sep="")
     styles = ["bold" if isinstance(part, str) else "" for part in job.parts]
     Console(highlight=False).print(Text.assemble(*zip(pieces, styles)))
 
@@ -386,9 +384,9 @@ def perform(model, tokenizer, job, path):
 def measure(model, tokenizer, jobs):
     """--benchmark."""
     runs = [(order, {"order": order, "steps": n}) for order in CHOICES["order"] for n in (8, 25, 64)]
-    runs += [(f"{key}={value}", {key: value}) for key, values in (
-        ("threshold", (0.9, 0.5)), ("entropy_bound", (0.5, 2.0))) for value in values]
-    print("order             steps calls  ms/call  tokens/s", flush=True)
+    runs += [(f"{key}={value}", {key: value}) for key, value in (
+        ("threshold", 0.9), ("threshold", 0.5), ("entropy_bound", 0.5), ("entropy_bound", 2.0))]
+    print("order             steps calls  ms/call  tokens/s")
     with progress_bar("warming up", len(runs)) as progress:
         list(write(model, tokenizer, jobs, replace(sampling, steps=2)))
         for name, changed in runs:
@@ -396,8 +394,7 @@ def measure(model, tokenizer, jobs):
             progress.update(0, description=f"{name}, {how.steps} steps")
             tokens, seconds, calls = totals([result for *_, result in write(model, tokenizer, jobs, how)])
             progress.stop()
-            print(f"{name:17} {how.steps:5} {calls:5} {1000 * seconds / calls:8.1f} {tokens / seconds:9.0f}",
-                  flush=True)
+            print(f"{name:17} {how.steps:5} {calls:5} {1000 * seconds / calls:8.1f} {tokens / seconds:9.0f}")
             progress.start()
             progress.advance(0)
 
@@ -456,9 +453,8 @@ def parts_of(text, knobs, gaps):
     """A text's parts: with its gaps, if it has any and `gaps`, or continued up to the suffix."""
     if gaps and "__" in text:
         return parse_template(text)
-    after = knobs["suffix"]
-    space = " " * (after[:1].isalnum() or after[:1] in tuple("“‘("))
-    return [part for part in (text, knobs["max_tokens"], space + after) if part]
+    after = re.sub(r"^(?=[^\W_]|[“‘(])", " ", knobs["suffix"])
+    return [part for part in (text, knobs["max_tokens"], after) if part]
 
 
 def converse(model, tokenizer):
@@ -492,7 +488,7 @@ def converse(model, tokenizer):
         except KeyboardInterrupt:
             say("stopped", "cyan")
         except (ValueError, OSError) as error:
-            say(str(error), "red")
+            say(error, "red")
         except SystemExit:  # fail() has said why
             continue
     with contextlib.suppress(NameError, OSError):
@@ -607,7 +603,7 @@ Bits per byte of the book's {split} text: at most {likelihood[bits_per_byte]:.3f
 {memorization[generated][copied_share]:.1%}."""
 
 
-def share(folder, path, saved):
+def share(folder, path, model, saved):
     """--save_model, with the figures of evaluation.json if they are this checkpoint's."""
     from safetensors.torch import save
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -617,20 +613,19 @@ def share(folder, path, saved):
     with written(f"{folder}/model.safetensors", "wb") as file:
         file.write(save(saved["model"]))
     with contextlib.suppress(FileNotFoundError):
-        found = json.loads(Path(path).with_name("evaluation.json").read_text(encoding="utf-8"))
+        found = json.loads(Path(path).with_name("evaluation.json").read_text("utf-8"))
         if found.get("checkpoint") == path:
             told = FIGURES.format(**found)
     with written(f"{folder}/README.md") as file:
-        file.write(CARD.format(book=training.get("dataset", "unnamed"), evaluation=told,
-                               n_text=saved["config"]["vocab_size"] - 3,
-                               weights=sum(w.numel() for w in saved["model"].values())))
+        file.write(CARD.format(book=training.get("dataset", "unnamed"), n_text=model.config.n_text,
+                               weights=sum(p.numel() for p in model.parameters()), evaluation=told))
     say(f"{folder}: the model of {path}. {told}")
 
 
 def main():
     configure(globals(), positional="prompt")
     check()
-    sys.stdout.reconfigure(errors="replace")  # ? for what a terminal cannot show
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # ? for what a terminal cannot show
     path = checkpoint or str(Path(out_dir, "best.pt"))
     model, tokenizer, saved = load(path, device)
     if sys.stderr.isatty():
@@ -638,11 +633,11 @@ def main():
     try:
         asked = [template or prompt]
         if batch:
-            asked = [*filter(str.strip, Path(batch).read_text(encoding="utf-8-sig").splitlines())]
+            asked = [*filter(str.strip, Path(batch).read_text("utf-8-sig").splitlines())]
         if output:  # fails before the work, not after
             write_json(output, [])
         if save_model:
-            return share(save_model, path, saved)
+            return share(save_model, path, model, saved)
         if interactive:
             return converse(model, tokenizer)
         jobs = [job_of(model, tokenizer, text, parts_of(text, globals(), gaps=template or batch), seed + i,

@@ -45,16 +45,16 @@ port = 5000         # to listen at; 0: any free one [0, 65535]
 origin = ""         # address of a tunnel or proxy that leads here: https://books.example.org
 longest = 1024      # tokens in the longest text, prompt included [2, 1000000]
 
-MESSAGE_BYTES = 65536     # a longer message ends its connection
+MESSAGE_BYTES = 65536  # a longer message ends its connection
 MESSAGES_PER_SECOND = 40  # and so do more than these
-CONNECTIONS = 16          # WebSockets open at once
-PATIENCE = 10             # seconds that a client may leave a message unread
+CONNECTIONS = 16  # WebSockets open at once
+PATIENCE = 10  # seconds that a client may leave a message unread
 PROMPT_CHARACTERS = 8000
 LOCAL = "127.0.0.1", "localhost", "::1"
-GAP = 4                   # tokens of a gap that does not say
-COPIED = 8                # tokens; a run this long that stands in the book is shown
-AROUND = 24               # tokens of the book on either side of it
-ADAPTED = 0.2             # share of a text that is taken back to adapt to a word
+GAP = 4  # tokens of a gap that does not say
+COPIED = 8  # tokens; a run this long that stands in the book is shown
+AROUND = 24  # tokens of the book on either side of it
+ADAPTED = 0.2  # share of a text that is taken back to adapt to a word
 
 
 # ---- what a client may ask for
@@ -80,11 +80,12 @@ def read_message(text):
         message = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
-    if not isinstance(message, dict) or message.get("type") not in ("generate", "cancel", "gif"):
-        raise ValueError("a message is an object of type generate, cancel or gif")
-    if message["type"] == "cancel" and len(message) > 1:
-        raise ValueError("cancel takes nothing else")
-    return message
+    match message:
+        case {"type": "cancel", **more} if more:
+            raise ValueError("cancel takes nothing else")
+        case {"type": "generate" | "cancel" | "gif"}:
+            return message
+    raise ValueError("a message is an object of type generate, cancel or gif")
 
 
 def checked_settings(message, allowed):
@@ -118,8 +119,8 @@ def checked_row(message, settings, tokenizer, config):
         if re.search("[\ud800-\udfff]", text):
             raise ValueError(f"{key} holds half a character (a lone surrogate)")
     template = texts["template"]
-    parts = sample.parts_of(template or texts["prompt"], settings | texts, gaps=template)
-    parts = [GAP if part is None else part for part in parts]
+    parts = [GAP if part is None else part
+             for part in sample.parts_of(template or texts["prompt"], settings | texts, gaps=template)]
     gaps = sum(part for part in parts if isinstance(part, int))
     if gaps > longest or len(row := sample.canvas(tokenizer, parts, config)) > longest:
         raise ValueError(f"prompt and text come to more than the {longest} tokens that fit")
@@ -128,8 +129,8 @@ def checked_row(message, settings, tokenizer, config):
 
 def checked_ids(message, key, end):
     ids = message.get(key)
-    fine = isinstance(ids, list) and all(type(i) is int and 0 <= i < end for i in ids)
-    if not fine or not 1 <= len(ids) <= longest:
+    if not (isinstance(ids, list) and 1 <= len(ids) <= longest
+            and all(type(i) is int and 0 <= i < end for i in ids)):
         raise ValueError(f"{key} is a list of 1 to {longest} whole numbers below {end}")
     return ids
 
@@ -176,7 +177,7 @@ class Book:
     def __init__(self, name, tokenizer):
         self.tokenizer, self.title, self.ids, self.prompts, self.passage = tokenizer, name, "", [], ""
         with contextlib.suppress(FileNotFoundError):
-            text, sentences, self.title = read_prepared(Path("data") / Path(name or "").name)
+            text, sentences, self.title = read_prepared(Path("data", Path(name or "").name))
             self.ids = "".join(map(chr, tokenizer.encode(text)))
             spans = [s for s in sentences if s["split"] == "test" and 60 < s["end"] - s["start"] < 300]
             self.prompts = [" ".join(text[s["start"]:s["end"]].split()[:6])
@@ -195,7 +196,7 @@ class Book:
             while end < len(line) and (longer := self.ids.find(line[start:end + 1], found)) >= 0:
                 end, found = end + 1, longer
             stop = found + end - start
-            if stop - found >= COPIED:
+            if end - start >= COPIED:
                 runs.append({"start": start, "end": end, "before": text(found - AROUND, found),
                              "copied": text(found, stop), "after": text(stop, stop + AROUND),
                              "at": round(found / len(self.ids), 4)})
@@ -225,13 +226,13 @@ def receive(ws, recent, wait=1):
     while True:
         while (text := ws.receive(timeout=wait)) is None:  # without end it would miss some ends
             if not ws.thread.is_alive():
-                raise ConnectionClosed()
+                raise ConnectionClosed
             if not wait:
                 return None
         recent.append(time.monotonic())
         if len(recent) == MESSAGES_PER_SECOND and recent[-1] - recent[0] < 1:
             ws.close(1008, "too many messages")
-            raise ConnectionClosed()
+            raise ConnectionClosed
         try:
             return read_message(text)
         except ValueError as error:
@@ -243,8 +244,8 @@ class Writer:
 
     def __init__(self, model, twin, tokenizer, book):
         self.model, self.twin, self.tokenizer, self.book = model, twin, tokenizer, book
-        self.allowed, self.words = settings_allowed(model.config), sample.not_words(tokenizer)
-        self.in_use, self.connections = threading.Lock(), threading.Semaphore(CONNECTIONS)
+        self.allowed, self.in_use = settings_allowed(model.config), threading.Lock()
+        self.connections = threading.Semaphore(CONNECTIONS)
 
     def talk(self, ws):
         if not self.connections.acquire(blocking=False):
@@ -258,7 +259,7 @@ class Writer:
                 if message["type"] != "cancel":
                     self.answer(ws, recent, message)
         except OSError:  # it went without a word
-            raise ConnectionClosed() from None
+            raise ConnectionClosed from None
         finally:
             self.connections.release()
 
@@ -305,19 +306,18 @@ class Writer:
         row[doubtful(model, row, adapt)] = model.config.mask_id
         seed, how = settings["seed"], Sampling(**{f.name: settings[f.name] for f in fields(Sampling)})
         send(ws, type="start", tokens=row.tolist(), seed=seed, settings=settings)
-        bar = (sample.word_starts(self.tokenizer, parts)[None], self.words) if parts else None
-        tokens, steps, seconds, asked, begun = row[None], 0, 0.0, None, time.perf_counter()
+        bar = sample.word_bar(self.tokenizer, [parts]) if parts else None
+        steps, seconds, asked, begun = 0, 0.0, None, time.perf_counter()
         for step in denoise(model, row[None], [seed], how, bar=bar):
-            tokens, steps, seconds = step.tokens, step.step, time.perf_counter() - begun
+            row, steps, seconds = step.tokens[0], step.step, time.perf_counter() - begun
             send(ws, **step_message(step, seconds))
             while (asked := receive(ws, recent, wait=0)) and asked["type"] != "cancel":
                 send(ws, type="busy", message="one text at a time: cancel this one first")
             if asked:
                 break
-        ids = tokens[0].tolist()
-        decoded = (sample.texts(self.tokenizer, parts, tokens[0]) if parts
-                   else self.tokenizer.decode(ids, "ignore"))
-        send(ws, type="done", tokens=ids, text="".join(decoded), seed=seed, steps=steps,
+        ids = row.tolist()
+        text = sample.texts(self.tokenizer, parts, row) if parts else self.tokenizer.decode(ids, "ignore")
+        send(ws, type="done", tokens=ids, text="".join(text), seed=seed, steps=steps,
              seconds=round(seconds, 4), cancelled=bool(asked), copies=self.book.copies(ids))
 
 
@@ -327,10 +327,11 @@ def is_served(name, port, host, usual):
     """Whether a Host header's or an Origin's name, at port `usual` if it says none, is this server's: not one
     that others' DNS points here (rebinding); where it listens everywhere, any bare IP."""
     name, asked = re.fullmatch(r"\[?(.*?)\]?(?::(\d+))?", name, re.S).groups(usual)
+    names = LOCAL if host in LOCAL else (host.lower(), "localhost", socket.gethostname().lower())
     if host in ("0.0.0.0", "::"):
         with contextlib.suppress(ValueError):
-            return asked == str(port) and bool(ipaddress.ip_address(name))
-    names = LOCAL if host in LOCAL else (host.lower(), "localhost", socket.gethostname().lower())
+            ipaddress.ip_address(name)
+            names = [name]
     return asked == str(port) and name in names
 
 
@@ -351,9 +352,9 @@ def create_app(writer, about, host, port, outer):
     # browsers run the page's own script and style alone
     policy = ("default-src 'none'; img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
               "frame-ancestors 'none'")
-    for tag in ("script", "style"):
-        inline = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.S)[1].encode()
-        policy += f"; {tag}-src 'sha256-{base64.b64encode(hashlib.sha256(inline).digest()).decode()}'"
+    for tag, inline in re.findall(r"<(script|style)>(.*?)</\1>", page, re.S):
+        digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        policy += f"; {tag}-src 'sha256-{digest}'"
 
     @app.before_request
     def only_from_here():
@@ -403,8 +404,8 @@ def main():
     book = Book(saved.get("training", {}).get("dataset"), tokenizer)
     writer = Writer(model, twin, tokenizer, book)
     about = dashboard(model, tokenizer, saved, book, writer.allowed)
-    server = make_server(host, actual, create_app(writer, about, host, actual, outer), threaded=True,
-                         fd=listening.fileno())
+    app = create_app(writer, about, host, actual, outer)
+    server = make_server(host, actual, app, threaded=True, fd=listening.fileno())
     if host not in LOCAL:
         print(f"warning: who can reach {host} can use the model; there is no password", file=sys.stderr)
     print(f"http://{address}:{actual}", flush=True)
