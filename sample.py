@@ -60,7 +60,7 @@ save_model = ""          # a folder for the model as others read it: safetensors
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
 TRIES = 25  # combinations of gap lengths, at most
 LONGEST_GAP = 1_000_000  # tokens, as max_tokens
-GAP, WORD = -1, -2       # in place of a gap's ids; WORD has to bring a space
+GAP, WORD = -1, -2  # in place of a gap's ids; WORD has to bring a space
 CONTROL = r"[\0-\t\v-\x1f\x7f-\x9f]"  # characters that could command a terminal
 TERMINAL = Console(stderr=True, highlight=False, emoji=False)
 
@@ -142,8 +142,8 @@ Job = namedtuple("Job", "prompt parts row seed")  # row (T,): the parts' canvas
 
 
 def fill(model, tokenizer, jobs, how=None, watch=None):
-    """Fill jobs, in order: yield (row, its confidence as in Step, calls of the network, seconds). No text
-    depends on its batch. With a tokenizer, gaps after a space begin words. watch(Step, seconds) looks on."""
+    """Fill jobs, in order: yield (row, its confidence as in Step, calls of the network, seconds). With a
+    tokenizer, gaps after a space begin words. watch(Step, seconds) looks on."""
     positions = 1024 if model.device.type == "cpu" else 8192
     while jobs:
         widths = itertools.accumulate((len(job.row) for job in jobs), max)
@@ -198,9 +198,10 @@ def write(model, tokenizer, jobs, how, watch=None):
         job = jobs[i]
         pieces = texts(tokenizer, job.parts, row)
         gaps = [piece for piece, part in zip(pieces, job.parts) if isinstance(part, int)]
-        yield i, row, {"prompt": job.prompt, "text": "".join(pieces), "completion": "\n".join(gaps),
-                       "seed": job.seed, "steps": calls, "tokens": int((job.row != row).sum()),
-                       "seconds": round(seconds, 4), "settings": asdict(how)}
+        yield i, row, {
+            "prompt": job.prompt, "text": "".join(pieces), "completion": "\n".join(gaps), "seed": job.seed,
+            "steps": calls, "tokens": int((job.row != row).sum()), "seconds": round(seconds, 4),
+            "settings": asdict(how)}
 
 
 # ---- watching
@@ -282,8 +283,8 @@ def places(text, fonts, width):
 
 
 def save_gif(file, frames, pace):
-    """The same as a GIF, in page.css's light colours and a typeface of matplotlib's: a mask is as wide as the
-    word to come, what is decided glows and settles. Not all steps of a long run are shown."""
+    """The same as a GIF, in page.css's light colours: a mask is as wide as the word to come, what is decided
+    glows and settles. Not all steps of a long run are shown."""
     import matplotlib
     from PIL import Image, ImageColor, ImageDraw, ImageFont
     ink = {name: ImageColor.getrgb(hue)
@@ -305,6 +306,7 @@ def save_gif(file, frames, pace):
     palette = Image.new("P", (1, 1))
     palette.putpalette([c for name in "ink new soft dim back mark".split() for step in range(16)
                         for c in mix("paper", name, step / 15)])
+    hues = {"given": ink["soft"], "guess": ink["dim"], "back": ink["back"]}
     for step, shown in enumerate([*frames, *frames[-1:] * 3]):  # the last word's glow settles
         glow = [1.0 if cell.state == "new" and step <= last else max(0.0, g - 1 / 3)
                 for cell, g in zip(shown, glow)]
@@ -324,7 +326,6 @@ def save_gif(file, frames, pace):
                 font = font.font_variant(size=max(1, int(28 * fit)))
             if lit and room:
                 pen.rectangle((x - 1, base - 26, x + room, base + 9), mix("paper", "new", 0.17 * lit))
-            hues = {"given": ink["soft"], "guess": ink["dim"], "back": ink["back"]}
             pen.text((x, base), body, hues.get(cell.state, mix("ink", "new", lit)), font, "ls")
             if cell.state == "back":
                 pen.line((x, base - 8, x + room, base - 8), ink["back"], 2)
@@ -351,9 +352,9 @@ def show(tokenizer, job, row):
 
 def progress_bar(description, total):
     """One that leaves nothing behind, for a task, 0."""
-    bar = Progress("{task.description}", BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(),
-                   console=TERMINAL, transient=True, disable=not TERMINAL.is_interactive,
-                   redirect_stdout=False, redirect_stderr=False)
+    bar = Progress(
+        "{task.description}", BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(), console=TERMINAL,
+        transient=True, disable=not TERMINAL.is_interactive, redirect_stdout=False, redirect_stderr=False)
     bar.add_task(description, total=total)
     return bar
 

@@ -90,8 +90,8 @@ def read_message(text):
 
 def checked_settings(message, allowed):
     """{setting: value}."""
-    known = allowed.keys() | {"type", "prompt", "suffix", "template", "tokens", "adapt", "twin"}
-    if unknown := message.keys() - known:
+    unknown = message.keys() - allowed - {"type", "prompt", "suffix", "template", "tokens", "adapt", "twin"}
+    if unknown:
         raise ValueError(f"unknown key {min(unknown)[:40]!r}")
     settings = {}
     for key, rule in allowed.items():
@@ -228,7 +228,7 @@ def receive(ws, recent, wait=1):
             if not ws.thread.is_alive():
                 raise ConnectionClosed
             if not wait:
-                return None
+                return
         recent.append(time.monotonic())
         if len(recent) == MESSAGES_PER_SECOND and recent[-1] - recent[0] < 1:
             ws.close(1008, "too many messages")
