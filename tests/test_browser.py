@@ -185,7 +185,7 @@ def test_the_first_token_shows_within_300_ms(visit):
 def test_pause_step_and_scrub(visit):
     page = visit()
     write(page, speed="3")
-    expect(page.locator("#s-step")).to_have_text(re.compile("^([2-9]|1\d) of"))
+    expect(page.locator("#s-step")).to_have_text(re.compile("^([2-9]|[0-9]{2,}) of"))
     page.locator("#pause").click()
     at, then = step(page), text(page)
     page.wait_for_timeout(400)
@@ -226,7 +226,7 @@ def test_stop_stops_the_server(visit):
 def test_stop_stops_where_the_page_is(visit):
     page = visit()
     write(page, speed="3")
-    expect(page.locator("#s-step")).to_have_text(re.compile("^[3-9] of 25"))
+    expect(page.locator("#s-step")).to_have_text(re.compile("^([3-9]|[0-9]{2,}) of 25"))
     expect(page.locator("#save-text")).to_be_enabled()                                       # the server has long finished
     page.locator("#generate").click()
     at, then = step(page), text(page)
@@ -253,7 +253,7 @@ def test_stop_stops_where_the_page_is(visit):
 def test_space_never_destroys_a_text(visit):
     page = visit()
     write(page, speed="3")
-    expect(page.locator("#s-step")).to_have_text(re.compile("^[2-9] of"))
+    expect(page.locator("#s-step")).to_have_text(re.compile("^([2-9]|[0-9]{2,}) of"))
     page.locator("#generate").focus()
     page.keyboard.press(" ")
     at, seed = step(page), page.locator("#seed-line").text_content()
@@ -406,7 +406,7 @@ def test_the_alternatives_can_be_looked_at_while_it_plays(visit):
     write(page, seed=3)
     at_speed(page, "8")
     page.locator("#pause").click()
-    expect(page.locator("#s-step")).to_have_text(re.compile("^[5-9] of"))
+    expect(page.locator("#s-step")).to_have_text(re.compile("^([5-9]|[0-9]{2,}) of"))
     page.locator("#text .settled:not(:empty, .break)").first.click()
     at = step(page)
     expect(page.locator("#s-step")).to_have_text(re.compile(f"^({at + 2}|{at + 3}) of"))
@@ -602,7 +602,7 @@ def test_keyboard_alone(visit):
     page.locator("#prompt").focus()
     page.keyboard.type("The keeper")
     press("Enter")
-    expect(page.locator("#s-step")).to_have_text(re.compile("^[2-9] of"))
+    expect(page.locator("#s-step")).to_have_text(re.compile("^([2-9]|[0-9]{2,}) of"))
     page.locator("#prompt").evaluate("area => area.blur()")
     press(" ")
     at = step(page)
