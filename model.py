@@ -10,7 +10,6 @@ import math
 import os
 import sys
 import zipfile
-from bisect import bisect_left
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -47,13 +46,13 @@ class Config:
             least = 1 if f.name in ("block_size", "n_layer", "n_head", "n_embd") else 0
             if type(value) not in kinds or not least <= value < 2**31:
                 raise ValueError(f"{f.name}={value!r} makes no network")
-        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+        if self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even number "
                              "(rotary embeddings turn pairs)")
         if self.vocab_size <= SPECIALS:
             raise ValueError(f"vocab_size={self.vocab_size} leaves no text beside {SPECIALS} special tokens")
-        self.n_text = self.mask_id = self.vocab_size - SPECIALS
-        self.pad_id, self.sep_id = self.vocab_size - 2, self.vocab_size - 1
+        self.n_text = self.vocab_size - SPECIALS
+        self.mask_id, self.pad_id, self.sep_id = range(self.n_text, self.vocab_size)
         # SwiGLU's three matrices weigh what two of width 4d would (Shazeer, 2002.05202); in 64s
         self.mlp_width = math.ceil(8 * self.n_embd / 3 / 64) * 64
 
@@ -76,7 +75,7 @@ class Rotary(nn.Module):
 
     def __init__(self, head_width, max_length, base):
         super().__init__()
-        pair = torch.arange(0, head_width, 2, dtype=torch.float32)
+        pair = torch.arange(0, head_width, 2)
         angle = torch.arange(max_length)[:, None] * base ** (-pair / head_width)
         cos, sin = angle.cos(), angle.sin()
         # whole: a table that grows would have torch.compile begin anew
@@ -126,36 +125,35 @@ class Block(nn.Module):
         self.attention_out = nn.Linear(d, d, bias=False)
         self.gate_up = nn.Linear(d, 2 * h, bias=False)
         self.mlp_out = nn.Linear(h, d, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, real, places=None):
-        """x (B, T, d) -> the same, or (M, d): only what stands at `places` (M,) of B·T. real (B, T) bool: not
-        padding, or None."""
-        shape, y = x.shape, self.attend(x, real).flatten(0, 1)
-        x = x.flatten(0, 1)
-        if places is None:
-            return self.behind(x, y).view(shape)
+    def forward(self, x, real, where=None):
+        """x (B, T, d) -> the same, or (M, d): only what stands where `where` (B, T) holds. real (B, T) bool:
+        not padding, or None."""
+        y = self.attend(x, real)
+        if where is None:
+            return self.behind(x.flatten(0, 1), y.flatten(0, 1)).view_as(x)
+        places = where.nonzero(as_tuple=True)
         return self.behind(x[places], y[places])
 
     def attend(self, x, real):
         """(B, T, d): what each position has read of the others."""
-        B, T, d = x.shape
-        config = self.config
-        attend = None if real is None else real[:, None, None, :]
-        near = self.attention_norm(x)
-        near = self.conv(near, real) if self.conv else near
+        x = self.attention_norm(x)
+        if self.conv:
+            x = self.conv(x, real)
         # (3, B, heads, T, d/heads)
-        qkv = self.qkv(near).view(B, T, 3, config.n_head, d // config.n_head).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).unflatten(2, (3, self.config.n_head, -1)).permute(2, 0, 3, 1, 4)
         qk, (v,) = qkv.split((2, 1))
         q, k = self.rotary(self.qk_norm(qk))
-        y = F.scaled_dot_product_attention(q, k, v, attend, is_causal=config.causal)
-        return y.transpose(1, 2).reshape(B, T, d)
+        mask = None if real is None else real[:, None, None]
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.config.causal)
+        return y.transpose(1, 2).flatten(2)
 
     def behind(self, x, y):
         """(N, d): the residual stream x with what attention read, y, and what SwiGLU makes of it."""
-        dropout = self.config.dropout if self.training else 0.0
-        x = x + F.dropout(self.attention_out(y), dropout)
+        x = x + self.dropout(self.attention_out(y))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + F.dropout(self.mlp_out(F.silu(gate) * up), dropout)
+        return x + self.dropout(self.mlp_out(F.silu(gate) * up))
 
 
 class DiffusionModel(nn.Module):
@@ -180,15 +178,13 @@ class DiffusionModel(nn.Module):
         twin reads the row shifted right, behind a [MASK]."""
         config, real = self.config, None
         if config.causal:
-            first = torch.full_like(tokens[:, :1], config.mask_id)
-            tokens = torch.cat((first, tokens[:, :-1]), 1)
+            tokens = F.pad(tokens[:, :-1], (1, 0), value=config.mask_id)
         elif (tokens == config.pad_id).any():  # without padding SDPA may use its fastest kernel
             real = tokens != config.pad_id
         x = F.dropout(self.embedding(tokens), config.dropout, self.training)
-        places = None if where is None else where.flatten().nonzero()[:, 0]
         for block in self.blocks:
             # the last one's output is read there alone
-            here = places if block is self.blocks[-1] else None
+            here = where if block is self.blocks[-1] else None
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, real, here, use_reentrant=False)
             else:
@@ -209,8 +205,8 @@ def cooccurrence_embedding(tokens, config, seed):
     (Levy & Goldberg 2014; Levy et al. 2015, sec. 3). Rows have the usual length; specials and tokens that the
     text lacks start at random.
     """
-    V = config.vocab_size
-    normal = torch.randn(V, config.n_embd, generator=torch.Generator().manual_seed(seed)) * 0.02
+    V, d = config.vocab_size, config.n_embd
+    table = torch.randn(V, d, generator=torch.Generator().manual_seed(seed)) * 0.02
     sides = []
     for word, context in ((tokens[:-2], tokens[2:]), (tokens[:-1], tokens[1:]),
                           (tokens[1:], tokens[:-1]), (tokens[2:], tokens[:-2])):
@@ -223,12 +219,11 @@ def cooccurrence_embedding(tokens, config, seed):
         sides.append(torch.sparse_coo_tensor(place, pmi[pmi > 0].float(), (V, V), check_invariants=True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        u, s, _ = torch.svd_lowrank(torch.cat(sides, 1).coalesce(), q=min(config.n_embd, V), niter=4)
-    start = F.normalize(F.pad(u * s.sqrt(), (0, config.n_embd - u.shape[1])))
-    start = start * 0.02 * math.sqrt(config.n_embd)
-    seen = torch.bincount(tokens, minlength=V) > 0
-    seen[config.n_text:] = False
-    return torch.where(seen[:, None], start, normal)
+        u, s, _ = torch.svd_lowrank(torch.cat(sides, 1).coalesce(), q=min(d, V), niter=4)
+    start = F.normalize(F.pad(u * s.sqrt(), (0, d - u.shape[1]))) * 0.02 * math.sqrt(d)
+    seen = tokens[tokens < config.n_text].unique()
+    table[seen] = start[seen]
+    return table
 
 
 # ---- the objective
@@ -258,26 +253,25 @@ def draw_rates(B, window, replay, generator):
     """(low, high, u), (B,) each: the windows of B rows, for a share `replay` (0, 1), and places in them,
     stratified over the rows of each kind: less variance (Kingma et al., 2107.00630, app. I.1)."""
     row, chance = torch.randperm(B, generator=generator), torch.rand((), generator=generator)
-    full = min(B, int(replay * B + chance))
+    full = int(replay * B + chance)
     low, high, u = torch.empty(3, B)
     for rows, (least, most) in ((row[:full], (0, 1)), (row[full:], window)):
         low[rows], high[rows], n = least, most, len(rows)
-        u[rows] = (torch.arange(n) + torch.rand(n, generator=generator)) / max(n, 1)
+        u[rows] = (torch.arange(n) + torch.rand(n, generator=generator)) / n
     return low, high, u
 
 
 def exact_count(length, low, high, u):
     """How many masks rows of `length` text tokens get: a whole number in [low·length, high·length], chosen by
     u in [0, 1); at least one, and where a short row's window has none, the smallest above it."""
-    first = torch.ceil(low * length - 1e-6).clamp(min=1)
-    last = torch.maximum(torch.floor(high * length + 1e-6), first)
-    return torch.minimum(first + (u * (last - first + 1)).floor(), length).long()
+    first = (low * length - 1e-6).ceil().clamp(min=1)
+    last = (high * length + 1e-6).floor().maximum(first)
+    return (first + (u * (last - first + 1)).floor()).minimum(length).long()
 
 
 def hide(text, k, noise):
     """(B, T) bool: the k[row] text positions of each row with the lowest noise."""
-    rank = noise.masked_fill(~text, 2.0).argsort(1).argsort(1)
-    return (rank < k[:, None]) & text
+    return (ranks(-noise.masked_fill(~text, 2.0)) < k[:, None]) & text
 
 
 def hidden_nats(model, tokens, masked, config, label_smoothing=0.0, teacher=None):
@@ -306,7 +300,7 @@ def soften(wanted, noisy, masked, teacher):
     for left in range(0, noisy.shape[1], context):
         here, piece = column // context == left // context, slice(left, left + context)
         half[here] = teacher(noisy[:, piece], masked[:, piece]).float().softmax(1) / 2
-    return half.scatter_add_(1, wanted[:, None], torch.full_like(half[:, :1], 0.5))
+    return half.scatter_(1, wanted[:, None], 0.5, reduce="add")
 
 
 # ---- the held-out bound
@@ -333,7 +327,7 @@ def held_out_bound(model, sequences, points=32, seed=0, rates=(), batch_tokens=8
     rates = torch.tensor([1.0] if config.causal else rates)
     points = len(rates) or points
     generator = torch.Generator().manual_seed(seed)
-    length = torch.tensor([int((s < config.n_text).sum()) for s in sequences])
+    length = torch.tensor([(s < config.n_text).sum() for s in sequences])
     k, masks = torch.empty(len(sequences), points, dtype=torch.long), []
     for n, sequence in enumerate(sequences):
         text = (sequence < config.n_text).expand(points, -1)
@@ -358,12 +352,12 @@ def held_out_bound(model, sequences, points=32, seed=0, rates=(), batch_tokens=8
 def parts(start, stop, longest):
     """[start, stop) in as few and nearly equal parts of at most `longest` as can be."""
     count = max(1, -(-(stop - start) // longest))
-    return list(pairwise(start + (stop - start) * i // count for i in range(count + 1)))
+    return pairwise(start + (stop - start) * i // count for i in range(count + 1))
 
 
 def pad(sequences, value):
     """1-d tensors -> one (B, longest) tensor, `value` behind the shorter ones."""
-    return nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
+    return nn.utils.rnn.pad_sequence(sequences, True, value)
 
 
 # ---- the sampler
@@ -380,7 +374,7 @@ def plain_denoise(model, tokens, steps, temperature, generator):
         # predict, (masks, n_text)
         p = model(tokens[None], masked[None]).double().softmax(1)
         margin = -p.topk(2).values.diff()[:, 0]
-        count = int(masked.sum()) - at_first * left // steps
+        count = len(p) - at_first * left // steps
         # choose
         surest = margin.topk(count).indices
         drawn = p.argmax(1)
@@ -485,15 +479,15 @@ class Canvas:
         greedy = how.temperature == 0 and how.order != "random"
         self.generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
         # each row's, those to come
-        self.blocks = [plan_blocks(~given[:length], config.block_size, how.block_size)
-                       for given, length in zip(self.given, (self.tokens != config.pad_id).sum(1))]
+        self.blocks = [plan_blocks(row[row != config.pad_id] == config.mask_id, config.block_size,
+                                   how.block_size) for row in self.tokens]
         most = 10**9 if config.causal else how.steps
         # of the network, at most
         self.calls = max((sum(min(most, masks) for *_, masks in row) for row in self.blocks), default=0)
         # (B, T) bool: what the block at hand has to fill, decided or not
         self.current = torch.zeros_like(self.given)
-        # (B,) int64 of it: the first column that the network reads, its masks at first, its step
-        self.left, self.masks, self.step = torch.zeros(3, len(tokens), dtype=torch.long)
+        # (B,) int64 of it: the first column that the network reads, its step
+        self.left, self.step = torch.zeros(2, len(tokens), dtype=torch.long)
 
     @property
     def masked(self):
@@ -504,7 +498,7 @@ class Canvas:
         """(A,) the unfinished rows, their next blocks begun where one was done."""
         for b, busy in enumerate(self.masked.any(1).tolist()):
             if self.blocks[b] and not busy:
-                start, stop, self.left[b], self.masks[b] = self.blocks[b].pop(0)
+                start, stop, self.left[b], _ = self.blocks[b].pop(0)
                 self.current[b], self.step[b] = False, 0
                 self.current[b, start:stop] = ~self.given[b, start:stop]
         rows = self.masked.any(1).nonzero()[:, 0]
@@ -514,10 +508,10 @@ class Canvas:
     def left_after(self, rows):
         """(A,) how many masks the schedule leaves in each row's block after this step: a line, or MaskGIT's
         cosine (2202.04200, sec. 3.3)."""
-        masks = self.masks[rows]
+        masks = self.current[rows].sum(1)
         done = self.step[rows].double() / masks.clamp(max=self.how.steps)
         left = 1 - done if self.how.schedule == "linear" else (math.pi / 2 * done).cos()
-        return (masks * left + 1e-6).floor().long()
+        return (masks * left + 1e-6).long()
 
     def reading_window(self, rows):
         """(A, W) the columns that the network reads of each row, and (A, W) bool: those it decides about."""
@@ -539,7 +533,7 @@ def plan_blocks(masked, context, block_size):
     todo, blocks = masked.nonzero()[:, 0].tolist(), []
     while todo:
         start, stop = todo[0], todo[0] + size
-        inside = bisect_left(todo, stop)
+        inside = int(masked[start:stop].sum())
         ahead = (context - size) // 2  # worth reading where it is not all masks
         right = min(length, stop if masked[stop:stop + ahead].all() else stop + ahead)
         blocks.append((start, stop, max(0, right - context), inside))
@@ -575,8 +569,10 @@ def predict(model, canvas, rows, bar):
     top_log_p, top_ids = (x.cpu() for x in log_p.topk(min(max(candidates, ALTERNATIVES), n_text)))
     # a row's generator, and the number of its positions
     own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), where.sum(1).tolist())]
-    noise = torch.cat([gumbel((n, candidates), g) for g, n in own]) if how.temperature else None
-    pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
+    pick = torch.zeros(len(row), 1, dtype=torch.long)
+    if how.temperature:
+        noise = torch.cat([gumbel((n, candidates), g) for g, n in own])
+        pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
     # where a row is all masks, all have the same chances, and rounding errors would choose
     tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
     entropy = None
@@ -589,8 +585,6 @@ def predict(model, canvas, rows, bar):
 def draw(log_p, temperature, top_p, noise):
     """(M,) int64: which of K candidates, likeliest first, is drawn, of log_p and Gumbel `noise` (M, K).
     Temperature first, then top-p; the candidate that crosses top_p stays."""
-    if temperature == 0:
-        return torch.zeros(len(log_p), dtype=torch.long)
     scaled = log_p.double() / temperature
     p = scaled.softmax(1)
     return (scaled.masked_fill(p.cumsum(1) - p >= top_p, -torch.inf) + noise).argmax(1)
@@ -632,7 +626,7 @@ def choose(canvas, rows, guess, taken):
     if how.entropy_bound is not None:
         ascending, index = spread(where, guess.entropy, torch.inf).sort(1)
         within = (ascending.cumsum(1) - ascending <= how.entropy_bound) & ascending.isfinite()
-        sure |= torch.zeros_like(where).scatter_(1, index, within)
+        sure |= within.gather(1, index.argsort(1))
     # the sure ones first: no score is near 100
     return (ranks(score + 100 * sure) < count.maximum(sure.sum(1))[:, None])[where]
 
@@ -650,18 +644,18 @@ def take_back(canvas, rows):
         if count:
             unsure = 1 - canvas.confidence[b, here].double()
             doubt = unsure.clamp(min=1e-9).log() + gumbel(unsure.shape, generator)
-            taken[b] = ranks(spread(here[None], doubt, -torch.inf))[0] < count
+            taken[b, here] = ranks(doubt) < count
     return taken
 
 
 def commit(canvas, guess, chosen, taken, number):
     """Write a step's tokens into the canvas, and tell what happened."""
-    looked, here = (guess.row, guess.column), (guess.row[chosen], guess.column[chosen])
+    looked = guess.row, guess.column
     draft, revealed = canvas.tokens.clone(), torch.zeros_like(canvas.given)
     canvas.tokens[taken] = canvas.config.mask_id
     draft[looked], canvas.confidence[looked] = guess.ids[:, 0], guess.chances[:, 0]
-    canvas.tokens[here], canvas.confidence[here] = guess.drawn[chosen], guess.p_drawn[chosen]
-    revealed[here] = True
+    revealed[looked] = chosen
+    canvas.tokens[revealed], canvas.confidence[revealed] = guess.drawn[chosen], guess.p_drawn[chosen]
     ids, p = guess.ids[:, :ALTERNATIVES], guess.chances[:, :ALTERNATIVES]
     choices, chances = (x.new_zeros(*draft.shape, x.shape[1]) for x in (ids, p))
     choices[looked], chances[looked] = ids, p
@@ -675,8 +669,8 @@ def spread(where, values, empty):
 
 
 def ranks(score):
-    """Each entry's place in its row of (A, W), 0 for the highest; ties go to the left."""
-    return score.argsort(dim=1, descending=True, stable=True).argsort(1)
+    """Each entry's place in its row, 0 for the highest; ties go to the left."""
+    return score.argsort(descending=True, stable=True).argsort()
 
 
 # ---- sizes
