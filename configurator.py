@@ -170,8 +170,7 @@ def execute(path, knobs, default, kinds):
             knobs[name] = checked(name, value, default[name], kinds)
         elif not (str(name).startswith("_") or isinstance(value, types.ModuleType)):
             holder = home(name, default, f"{path}: unknown key {name!r}")
-            value = checked(f"{holder}.{name}", value, default[holder][name], kinds)
-            knobs[holder] = knobs[holder] | {name: value}
+            knobs[holder][name] = checked(f"{holder}.{name}", value, default[holder][name], kinds)
 
 
 def home(name, knobs, unknown):
@@ -194,9 +193,10 @@ def assign(knobs, default, kinds, key, text):
         if last not in keys:
             fail(f"unknown key --{key}: there is no {last!r}{nearest(last, keys)}")
         like, kind = holder[last], kinds.get(f"{name}.{last}")
-    if text is True and not isinstance(like, bool) and bool not in getattr(kind, "__args__", ()):
+    allowed = getattr(kind, "__args__", (kind or type(like),))
+    if text is True and bool not in allowed:
         fail(f"--{key} wants a value, written --{key}=VALUE")
-    if text is not True and not (isinstance(like, str) and kind in (None, str)):
+    if text is not True and allowed != (str,):
         # no literal, or one too deep, stays a string
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             text = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))

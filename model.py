@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-SPECIALS = 3            # [MASK], [PAD], [SEP]
-ALTERNATIVES = 5        # tokens a Step tells of each position
+SPECIALS = 3  # [MASK], [PAD], [SEP]
+ALTERNATIVES = 5  # tokens a Step tells of each position
 
 
 # ---- the network
@@ -30,15 +30,15 @@ ALTERNATIVES = 5        # tokens a Step tells of each position
 @dataclass
 class Config:
     """Everything the network's shape depends on; saved in every checkpoint."""
-    vocab_size: int         # text tokens and the three specials
-    block_size: int = 512   # longest sequence, in tokens
+    vocab_size: int  # text tokens and the three specials
+    block_size: int = 512  # longest sequence, in tokens
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0
-    causal: bool = False    # True: the autoregressive twin
+    causal: bool = False  # True: the autoregressive twin
     rope_base: float = 10000.0
-    conv: int = 0           # width of the short convolution before attention; 0: none
+    conv: int = 0  # width of the short convolution before attention; 0: none
 
     def __post_init__(self):
         for f in fields(self):
@@ -61,12 +61,9 @@ class RMSNorm(nn.RMSNorm):
     """Root-mean-square normalisation (Zhang & Sennrich, 1910.07467) over the last dimension, in float32;
     x keeps its dtype."""
 
-    def __init__(self, width, learnt=True):
-        super().__init__(width, 1e-6, learnt)
-
     def forward(self, x):
         weight = None if self.weight is None else self.weight.float()
-        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), self.normalized_shape, weight, 1e-6).to(x.dtype)
 
 
 class Rotary(nn.Module):
@@ -119,7 +116,7 @@ class Block(nn.Module):
         self.config, self.rotary = config, rotary
         self.attention_norm, self.mlp_norm = RMSNorm(d), RMSNorm(d)
         # bounded attention logits let small batches learn fast
-        self.qk_norm = RMSNorm(d // config.n_head, learnt=False)
+        self.qk_norm = RMSNorm(d // config.n_head, elementwise_affine=False)
         self.conv = ShortConvolution(config.conv, d, config.causal) if config.conv else None
         self.qkv = nn.Linear(d, 3 * d, bias=False)
         self.attention_out = nn.Linear(d, d, bias=False)
@@ -230,8 +227,8 @@ def cooccurrence_embedding(tokens, config, seed):
 
 class Masks(NamedTuple):
     """What is hidden, and what a hidden token weighs."""
-    masked: Tensor      # (B, T) bool
-    weight: Tensor      # (B,) float32
+    masked: Tensor  # (B, T) bool
+    weight: Tensor  # (B,) float32
 
 
 def draw_masks(tokens, config, window=(0.0, 1.0), replay=0.0, generator=None, even=False):
@@ -255,8 +252,9 @@ def draw_rates(B, window, replay, generator):
     row, chance = torch.randperm(B, generator=generator), torch.rand((), generator=generator)
     full = int(replay * B + chance)
     low, high, u = torch.empty(3, B)
-    for rows, (least, most) in ((row[:full], (0, 1)), (row[full:], window)):
-        low[rows], high[rows], n = least, most, len(rows)
+    for rows, ends in ((row[:full], (0, 1)), (row[full:], window)):
+        n = len(rows)
+        low[rows], high[rows] = ends
         u[rows] = (torch.arange(n) + torch.rand(n, generator=generator)) / n
     return low, high, u
 
@@ -278,7 +276,7 @@ def hidden_nats(model, tokens, masked, config, label_smoothing=0.0, teacher=None
     """-log p of each masked token of (B, T), row by row, in nats: (masked.sum(),) float32."""
     noisy = tokens if config.causal else tokens.masked_fill(masked, config.mask_id)
     logits, wanted = model(noisy, masked).float(), tokens[masked]
-    if teacher is not None:
+    if teacher:
         wanted = soften(wanted, noisy, masked, teacher)
     return F.cross_entropy(logits, wanted, reduction="none", label_smoothing=label_smoothing)
 
@@ -307,9 +305,9 @@ def soften(wanted, noisy, masked, teacher):
 
 class Bound(NamedTuple):
     """N sequences at P masks each."""
-    nats: Tensor        # (N, P) float64: Σ of -log p over the masked positions
-    k: Tensor           # (N, P) int64: how many were masked
-    length: Tensor      # (N,) int64: text tokens in the sequence
+    nats: Tensor  # (N, P) float64: Σ of -log p over the masked positions
+    k: Tensor  # (N, P) int64: how many were masked
+    length: Tensor  # (N,) int64: text tokens in the sequence
 
     @property
     def per_sequence(self):
@@ -426,15 +424,15 @@ class Sampling:
 
 class Step(NamedTuple):
     """A step, one call of the network: B rows of T positions, on the CPU."""
-    step: int           # 1 .. of
-    of: int             # steps planned; an adaptive run may end early
-    tokens: Tensor      # (B, T) int64, [MASK] where undecided
-    revealed: Tensor    # (B, T) bool: decided in this step
-    remasked: Tensor    # (B, T) bool: taken back in this step
-    draft: Tensor       # (B, T) int64: the likeliest token where the network looked, else as before this step
+    step: int  # 1 .. of
+    of: int  # steps planned; an adaptive run may end early
+    tokens: Tensor  # (B, T) int64, [MASK] where undecided
+    revealed: Tensor  # (B, T) bool: decided in this step
+    remasked: Tensor  # (B, T) bool: taken back in this step
+    draft: Tensor  # (B, T) int64: the likeliest token where the network looked, else as before this step
     confidence: Tensor  # (B, T) float32: p(draft) where undecided, p(token) when decided, 1 where given
-    choices: Tensor     # (B, T, A) int64: the likeliest tokens where the network looked, else 0,
-    chances: Tensor     # and their probabilities
+    choices: Tensor  # (B, T, A) int64: the likeliest tokens where the network looked, else 0,
+    chances: Tensor  # and their probabilities
 
 
 @torch.no_grad()
@@ -472,9 +470,9 @@ class Canvas:
 
     def __init__(self, tokens, seeds, how, config):
         self.how, self.config = how, config
-        self.tokens = tokens.cpu().clone()          # (B, T) int64
+        self.tokens = tokens.cpu().clone()  # (B, T) int64
         self.given = self.tokens != config.mask_id  # (B, T) bool: not to fill
-        self.confidence = self.given.float()        # (B, T), as in Step
+        self.confidence = self.given.float()  # (B, T), as in Step
         # the same text from every seed
         greedy = how.temperature == 0 and how.order != "random"
         self.generators = [torch.Generator().manual_seed(0 if greedy else seed) for seed in seeds]
@@ -543,15 +541,14 @@ def plan_blocks(masked, context, block_size):
 
 class Guess(NamedTuple):
     """What the network predicts at M undecided positions, and what is drawn there."""
-    where: Tensor       # (A, W) bool: the M of what it read of the rows at work
-    row: Tensor         # (M,) and of the canvas
-    column: Tensor
-    ids: Tensor         # (M, K) the likeliest tokens, best first
-    chances: Tensor     # (M, K) their probabilities
-    drawn: Tensor       # (M,) the token drawn
-    p_drawn: Tensor     # (M,) and its probability
+    where: Tensor  # (A, W) bool: the M of what it read of the rows at work
+    places: tuple  # (M,), (M,): their rows and columns of the canvas
+    ids: Tensor  # (M, K) the likeliest tokens, best first
+    chances: Tensor  # (M, K) their probabilities
+    drawn: Tensor  # (M,) the token drawn
+    p_drawn: Tensor  # (M,) and its probability
     entropy: Tensor | None  # (M,) nats, where settings need it
-    tie: Tensor         # (M,) float64: chance, to decide between equals
+    tie: Tensor  # (M,) float64: chance, to decide between equals
 
 
 def predict(model, canvas, rows, bar):
@@ -561,8 +558,8 @@ def predict(model, canvas, rows, bar):
     a, w = where.nonzero(as_tuple=True)
     row, column = rows[a], window[a, w]
     logits = model(canvas.tokens[rows[:, None], window].to(model.device), where.to(model.device)).float()
-    if bar is not None:
-        logits[(bar[0][row, column][:, None] & bar[1]).to(logits.device)] = -torch.inf
+    if bar:
+        logits[(bar[0][row, column, None] & bar[1]).to(logits.device)] = -torch.inf
     # (M, n_text)
     log_p = penalise(logits, row, canvas.tokens, how.repetition_penalty).log_softmax(1)
     candidates = min(how.top_k or n_text, n_text)
@@ -579,7 +576,7 @@ def predict(model, canvas, rows, bar):
     if how.order == "entropy" or how.entropy_bound is not None:
         entropy = torch.special.entr(log_p.exp()).sum(1).cpu() - tie
     drawn, log_drawn = (x.gather(1, pick)[:, 0] for x in (top_ids, top_log_p))
-    return Guess(where, row, column, top_ids, top_log_p.exp(), drawn, log_drawn.exp(), entropy, tie)
+    return Guess(where, (row, column), top_ids, top_log_p.exp(), drawn, log_drawn.exp(), entropy, tie)
 
 
 def draw(log_p, temperature, top_p, noise):
@@ -650,7 +647,7 @@ def take_back(canvas, rows):
 
 def commit(canvas, guess, chosen, taken, number):
     """Write a step's tokens into the canvas, and tell what happened."""
-    looked = guess.row, guess.column
+    looked = guess.places
     draft, revealed = canvas.tokens.clone(), torch.zeros_like(canvas.given)
     canvas.tokens[taken] = canvas.config.mask_id
     draft[looked], canvas.confidence[looked] = guess.ids[:, 0], guess.chances[:, 0]
@@ -698,21 +695,19 @@ def layer_bytes(config, size, fused):
     """Bytes per token that backward keeps of one layer, in values of `size` bytes: up to its attention, and
     behind it."""
     d = config.n_embd
-    # the norm's input; not fused, also what it gives before its weight
-    norm = 4 * d * (1 if fused else 2)
-    return (
-        norm
-        # q and k in float32 for theirs
-        + (8 * d if size == 2 else 0)
-        # the input of qkv; qkv, q and k normed and turned, what attention gives
-        + size * (1 + 3 + 2 + 1) * d
-        # the convolution's input, padded
-        + (4 * d if config.conv else 0),
-        norm
-        # the input of gate_up; gate and up, silu(gate), the product
-        + size * (d + 4 * config.mlp_width)
-        # dropout's masks: a byte for each value, or of the values' own type
-        + (2 * d * (1 if fused else size) if config.dropout else 0))
+    # a norm's input; not fused, also what it gives before its weight
+    attention = behind = 4 * d * (1 if fused else 2)
+    # the input of qkv; qkv, q and k normed and turned, what attention gives
+    attention += size * (1 + 3 + 2 + 1) * d
+    if size == 2:  # q and k in float32 for their norm
+        attention += 8 * d
+    if config.conv:  # its input, padded
+        attention += 4 * d
+    # the input of gate_up; gate and up, silu(gate), the product
+    behind += size * (d + 4 * config.mlp_width)
+    if config.dropout:  # its masks: a byte for each value, or of the values' own type
+        behind += 2 * d * (1 if fused else size)
+    return attention, behind
 
 
 def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, ema=False, fused=True,
@@ -727,23 +722,25 @@ def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, 
     d, tokens, total = config.n_embd, batch_size * config.block_size, count_parameters(config)["total"]
     predicted = tokens if config.causal else int(tokens * masked)
     attention, behind = layer_bytes(config, bytes_per_value, fused)
+    layer = attention + behind
     states = total * (16 + (4 if ema else 0) + (2 if bytes_per_value == 2 else 0))
     # of the last layer what is read of it
-    last = tokens * attention + predicted * behind
-    layers = last + tokens * (config.n_layer - 1) * (attention + behind)
-    if checkpointing:
+    layers = tokens * config.n_layer * layer - (tokens - predicted) * behind
+    # a layer's turn: gradients of gate and up
+    turn = tokens * 2 * bytes_per_value * config.mlp_width
+    if checkpointing:  # each layer's input, and in its turn the layer made anew
         layers = tokens * config.n_layer * 4 * d
+        turn += tokens * layer
     # log p, its gradients and the logits'; the last norm's input, inside and output
     logits = predicted * 12 * (config.n_text + d)
     if teacher:  # its weights, its predictions, and their product with log p
         states += 4 * count_parameters(teacher)["total"]
         logits += predicted * 8 * config.n_text
-    # a layer's turn: gradients of gate and up, the layer made anew; then the embedding's
-    turn = tokens * (2 * bytes_per_value * config.mlp_width + (attention + behind if checkpointing else 0))
     if fused:  # cuBLAS's workspaces, one in each direction
         states += 2 * 2 ** 25
+    # behind the layers' turns comes the embedding's gradient
     training = states + layers + max(logits, turn + 4 * config.vocab_size * d)
-    inference = total * 4 + config.block_size * (attention + behind + 12 * config.n_text)
+    inference = total * 4 + config.block_size * (layer + 12 * config.n_text)
     return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
 
 
@@ -805,7 +802,10 @@ def load_checkpoint(path):
         raise ValueError(f"{path} is the folder of a run: its model is {path}/best.pt")
     try:
         if os.path.isdir(path):
-            checkpoint = load_folder(path)
+            from safetensors.torch import load_file
+            checkpoint, tokenizer = (json.loads(Path(path, name).read_text("utf-8"))
+                                     for name in ("config.json", "tokenizer.json"))
+            checkpoint |= {"tokenizer": tokenizer, "model": load_file(f"{path}/model.safetensors")}
         else:
             with zipfile.ZipFile(path) as file:
                 if part := file.testzip():  # checksums, at which torch does not look
@@ -819,14 +819,6 @@ def load_checkpoint(path):
         raise ValueError(f"{path} is not a checkpoint of this program: it lacks the model, its config, the "
                          "tokenizer or how it was trained")
     return checkpoint
-
-
-def load_folder(path):
-    """A checkpoint's model, config and tokenizer from safetensors and JSON."""
-    from safetensors.torch import load_file
-    described, tokenizer = (json.loads(Path(path, name).read_text("utf-8"))
-                            for name in ("config.json", "tokenizer.json"))
-    return described | {"tokenizer": tokenizer, "model": load_file(f"{path}/model.safetensors")}
 
 
 def load_model(path):
