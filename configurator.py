@@ -125,7 +125,7 @@ def documented(path):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             return
         target = getattr(node, "targets", [getattr(node, "target", None)])[0]
-        if isinstance(target, ast.Name) and target.id.islower() and not target.id.startswith("_"):
+        if isinstance(target, ast.Name) and target.id.islower() and target.id[0] != "_":
             near = lines[node.end_lineno - 1][node.end_col_offset:] + b"\n" + lines[node.lineno - 2]
             found = re.search(r"^\s*#\s*(.*)", near.decode(), re.M)
             yield target.id, found[1].strip() if found else ""

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 SPECIALS = 3  # [MASK], [PAD], [SEP]
@@ -74,10 +73,9 @@ class Rotary(nn.Module):
         super().__init__()
         pair = torch.arange(0, head_width, 2)
         angle = torch.arange(max_length)[:, None] * base ** (-pair / head_width)
-        cos, sin = angle.cos(), angle.sin()
+        angle = torch.cat((-angle, angle), 1)
         # whole: a table that grows would have torch.compile begin anew
-        table = torch.stack((cos.repeat(1, 2), torch.cat((-sin, sin), 1)))
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", torch.stack((angle.cos(), angle.sin())), persistent=False)
 
     def forward(self, x):
         """x: (..., T, head_width) -> the same, turned. ValueError when T exceeds max_length."""
@@ -386,7 +384,7 @@ def plain_denoise(model, tokens, steps, temperature, generator):
 def setting(default, meaning, low=None, high=None, choices=()):
     """A field of Sampling: default (None: off), what it does, what it may be."""
     meaning += f" {{{', '.join(choices)}}}" if choices else f" [{low:g}, {high:g}]"
-    return field(default=default, metadata={"meaning": meaning, "min": low, "max": high, "choices": choices})
+    return field(default=default, metadata=dict(meaning=meaning, min=low, max=high, choices=choices))
 
 
 @dataclass(frozen=True)
@@ -547,7 +545,7 @@ class Guess(NamedTuple):
     chances: Tensor  # (M, K) their probabilities
     drawn: Tensor  # (M,) the token drawn
     p_drawn: Tensor  # (M,) and its probability
-    entropy: Tensor | None  # (M,) nats, where settings need it
+    entropy: Tensor  # (M,) nats, where settings need it
     tie: Tensor  # (M,) float64: chance, to decide between equals
 
 
@@ -555,8 +553,7 @@ def predict(model, canvas, rows, bar):
     """One call of the network, and a token drawn wherever it decides."""
     how, n_text = canvas.how, model.config.n_text
     window, where = canvas.reading_window(rows)
-    a, w = where.nonzero(as_tuple=True)
-    row, column = rows[a], window[a, w]
+    row, column = rows.repeat_interleave(where.sum(1)), window[where]
     logits = model(canvas.tokens[rows[:, None], window].to(model.device), where.to(model.device)).float()
     if bar:
         logits[(bar[0][row, column, None] & bar[1]).to(logits.device)] = -torch.inf
@@ -572,9 +569,9 @@ def predict(model, canvas, rows, bar):
         pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
     # where a row is all masks, all have the same chances, and rounding errors would choose
     tie = 1e-4 * torch.cat([torch.rand(n, generator=g, dtype=torch.float64) for g, n in own])
-    entropy = None
+    entropy = -tie
     if how.order == "entropy" or how.entropy_bound is not None:
-        entropy = torch.special.entr(log_p.exp()).sum(1).cpu() - tie
+        entropy += torch.special.entr(log_p.exp()).sum(1).cpu()
     drawn, log_drawn = (x.gather(1, pick)[:, 0] for x in (top_ids, top_log_p))
     return Guess(where, (row, column), top_ids, top_log_p.exp(), drawn, log_drawn.exp(), entropy, tie)
 
@@ -611,11 +608,9 @@ def choose(canvas, rows, guess, taken):
     `threshold`, and as many as keep the summed entropy, less the largest, within `entropy_bound` (Ben-Hamu et
     al., 2505.24857)."""
     how, where = canvas.how, guess.where
-    score = {"margin": lambda: guess.chances[:, 0] - guess.chances[:, 1] + guess.tie,
-             "confidence": lambda: guess.p_drawn + guess.tie,
-             "entropy": lambda: -guess.entropy,
-             "random": lambda: guess.tie}[how.order]()
-    score = spread(where, score, -torch.inf)
+    score = {"margin": guess.chances[:, 0] - guess.chances[:, 1] + guess.tie,
+             "confidence": guess.p_drawn + guess.tie, "entropy": -guess.entropy, "random": guess.tie}
+    score = spread(where, score[how.order], -torch.inf)
     count = (where.sum(1) + taken[rows].sum(1) - canvas.left_after(rows)).clamp(min=1)
     sure = torch.zeros_like(where)
     if how.threshold is not None:
@@ -675,9 +670,9 @@ def ranks(score):
 def count_parameters(config):
     """Parameters by component, and `total`. The embedding, the output layer as well, counts once."""
     d, h, n = config.n_embd, config.mlp_width, config.n_layer
-    parts = {"embedding": config.vocab_size * d, "attention": n * 4 * d * d, "mlp": n * 3 * d * h,
-             "convolution": n * config.conv * d, "norms": (2 * n + 1) * d}
-    return parts | {"total": sum(parts.values())}
+    parts = dict(embedding=config.vocab_size * d, attention=n * 4 * d * d, mlp=n * 3 * d * h,
+                 convolution=n * config.conv * d, norms=(2 * n + 1) * d)
+    return dict(parts, total=sum(parts.values()))
 
 
 def training_flops(config, tokens, predicted, length):
@@ -692,22 +687,22 @@ def training_flops(config, tokens, predicted, length):
 
 
 def layer_bytes(config, size, fused):
-    """Bytes per token that backward keeps of one layer, in values of `size` bytes: up to its attention, and
-    behind it."""
+    """Bytes per token that backward keeps of one layer, in values of `size` bytes: in all, and of what is
+    behind its attention."""
     d = config.n_embd
     # a norm's input; not fused, also what it gives before its weight
-    attention = behind = 4 * d * (1 if fused else 2)
-    # the input of qkv; qkv, q and k normed and turned, what attention gives
-    attention += size * (1 + 3 + 2 + 1) * d
-    if size == 2:  # q and k in float32 for their norm
-        attention += 8 * d
-    if config.conv:  # its input, padded
-        attention += 4 * d
+    norm = 4 * d * (1 if fused else 2)
     # the input of gate_up; gate and up, silu(gate), the product
-    behind += size * (d + 4 * config.mlp_width)
+    behind = norm + size * (d + 4 * config.mlp_width)
     if config.dropout:  # its masks: a byte for each value, or of the values' own type
         behind += 2 * d * (1 if fused else size)
-    return attention, behind
+    # the input of qkv; qkv, q and k normed and turned, what attention gives
+    layer = behind + norm + size * (1 + 3 + 2 + 1) * d
+    if size == 2:  # q and k in float32 for their norm
+        layer += 8 * d
+    if config.conv:  # its input, padded
+        layer += 4 * d
+    return layer, behind
 
 
 def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, ema=False, fused=True,
@@ -721,8 +716,7 @@ def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, 
     """
     d, tokens, total = config.n_embd, batch_size * config.block_size, count_parameters(config)["total"]
     predicted = tokens if config.causal else int(tokens * masked)
-    attention, behind = layer_bytes(config, bytes_per_value, fused)
-    layer = attention + behind
+    layer, behind = layer_bytes(config, bytes_per_value, fused)
     states = total * (16 + (4 if ema else 0) + (2 if bytes_per_value == 2 else 0))
     # of the last layer what is read of it
     layers = tokens * config.n_layer * layer - (tokens - predicted) * behind
@@ -741,18 +735,16 @@ def estimate_memory(config, batch_size, bytes_per_value=2, checkpointing=False, 
     # behind the layers' turns comes the embedding's gradient
     training = states + layers + max(logits, turn + 4 * config.vocab_size * d)
     inference = total * 4 + config.block_size * (layer + 12 * config.n_text)
-    return {"training_gb": training / 1e9, "inference_gb": inference / 1e9, "fits_8gb_gpu": training < 7.2e9}
+    return dict(training_gb=training / 1e9, inference_gb=inference / 1e9, fits_8gb_gpu=training < 7.2e9)
 
 
 def pick_device(name="auto", local=0):
     """The device called `name`; "auto" or "": GPU number `local`, else Apple's, else the CPU. ValueError
     where it is not to be had."""
     if name in ("auto", ""):
-        name = "cpu"
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
         if torch.cuda.is_available():
             name = f"cuda:{local % torch.cuda.device_count()}"
-        elif torch.backends.mps.is_available():
-            name = "mps"
     try:
         where = torch.device(name)
         torch.zeros(1, device=where).item()
@@ -782,9 +774,9 @@ def set_up_cpu(config):
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):  # not in musl
-        libc.mallopt(-1, -1)      # M_TRIM_THRESHOLD: never shrink the heap
-        libc.mallopt(-4, 0)       # M_MMAP_MAX: all from the heap, whatever its size
-        libc.mallopt(-8, 1)       # M_ARENA_MAX: one heap for all threads, so that a server does not grow
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: all from the heap, whatever its size
+        libc.mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads, so that a server does not grow
     if count_parameters(config)["total"] < 10e6 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
@@ -834,4 +826,4 @@ def load_model(path):
 
 def checkpoint_of(model, tokenizer, **more):
     """What every checkpoint holds for sampling, and `more`."""
-    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": tokenizer} | more
+    return dict(model=model.state_dict(), config=asdict(model.config), tokenizer=tokenizer, **more)
