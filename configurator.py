@@ -70,7 +70,7 @@ def write_json(path, value):
         json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def configure(script, positional=None, base=None, arguments=None):
+def configure(script, positional=None, base=(), arguments=None):
     """Apply `arguments`, or sys.argv's, to the knobs in `script` (a module's globals()) -> dict of them, for
     JSON. What `base` has (a resumed run's, say) takes the place of defaults.
 
@@ -86,7 +86,7 @@ def configure(script, positional=None, base=None, arguments=None):
         default[name] = dataclasses.asdict(group)
         kinds = kinds | {f"{name}.{field.name}": field.type for field in dataclasses.fields(group)}
     knobs = copy.deepcopy(default)
-    for name in default.keys() & (base or {}):
+    for name in default.keys() & base:
         knobs[name] = checked(name, base[name], default[name], kinds)
     for argument in arguments or sys.argv[1:]:
         if argument in ("--help", "-h"):
@@ -186,13 +186,14 @@ def assign(knobs, default, kinds, key, text):
     name, *path = re.sub(r"\[(\w+)\]", r".\1", key).split(".")
     if name not in knobs:
         name, path = home(name, knobs, f"unknown key --{key}"), [name, *path]
-    holder, last, like, kind = knobs, name, default[name], kinds.get(name)
+    holder, last, like = knobs, name, default[name]
     for part in path:
         holder, last = holder[last], int(part) if part.isdecimal() and len(part) < 9 else part
         keys = range(len(holder)) if isinstance(holder, list) else holder if isinstance(holder, dict) else ()
         if last not in keys:
             fail(f"unknown key --{key}: there is no {last!r}{nearest(last, keys)}")
-        like, kind = holder[last], kinds.get(f"{name}.{last}")
+        like = holder[last]
+    kind = kinds.get(".".join([name, *path]))
     allowed = getattr(kind, "__args__", (kind or type(like),))
     if text is True and bool not in allowed:
         fail(f"--{key} wants a value, written --{key}=VALUE")
@@ -235,5 +236,5 @@ def shown(value):
 
 def nearest(name, known):
     """The end of a message: the known key most like this, or all."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
+    close = difflib.get_close_matches(str(name), map(str, known), 1, 0.4)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(map(str, known))}"

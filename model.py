@@ -1,5 +1,4 @@
-"""The model: a bidirectional transformer, its masked-diffusion objective, and the sampler that writes with
-it.
+"""The model: a bidirectional transformer, its masked-diffusion objective, and the sampler.
 
 Token ids 0 .. n_text-1 are text; the last three are [MASK], [PAD] and [SEP]. The output layer covers text
 alone: specials are never predicted or sampled.
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-SPECIALS = 3  # [MASK], [PAD], [SEP]
+SPECIALS = 3
 ALTERNATIVES = 5  # tokens a Step tells of each position
 
 
@@ -66,8 +65,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding (Su et al., 2104.09864): channel pairs turned by angles that grow with
-    position."""
+    """Rotary position embedding (Su et al., 2104.09864): channel pairs turn with position."""
 
     def __init__(self, head_width, max_length, base):
         super().__init__()
@@ -292,10 +290,10 @@ def soften(wanted, noisy, masked, teacher):
     that stands there, half what `teacher` predicts from noisy (B, T) (Hinton et al., 1503.02531; of the
     student's size: Furlanello et al., 1805.04770). Rows beyond the teacher's context are read in pieces."""
     half = torch.zeros(len(wanted), teacher.config.n_text, device=wanted.device)
-    column, context = masked.nonzero()[:, 1], teacher.config.block_size
-    for left in range(0, noisy.shape[1], context):
-        here, piece = column // context == left // context, slice(left, left + context)
-        half[here] = teacher(noisy[:, piece], masked[:, piece]).float().softmax(1) / 2
+    context = teacher.config.block_size
+    piece = masked.nonzero()[:, 1] // context
+    for i, (tokens, where) in enumerate(zip(noisy.split(context, 1), masked.split(context, 1))):
+        half[piece == i] = teacher(tokens, where).float().softmax(1) / 2
     return half.scatter_(1, wanted[:, None], 0.5, reduce="add")
 
 
@@ -342,7 +340,7 @@ def held_out_bound(model, sequences, points=32, seed=0, rates=(), batch_tokens=8
         owner = torch.tensor(batch)[masked.nonzero()[:, 0].cpu()]
         nats.index_add_(0, owner, hidden_nats(model, tokens, masked, config).cpu().double())
     model.train(was_training)
-    return Bound(nats.view(len(sequences), points), k, length)
+    return Bound(nats.view_as(k), k, length)
 
 
 def parts(start, stop, longest):
@@ -455,7 +453,7 @@ def denoise(model, tokens, seeds, how=None, *, bar=None):
     canvas = Canvas(tokens, seeds, how, model.config)
     for number in range(1, canvas.calls + 1):
         rows = canvas.rows_at_work()
-        if len(rows) == 0:
+        if not len(rows):
             return
         guess = predict(model, canvas, rows, bar)
         taken = take_back(canvas, rows)
@@ -526,14 +524,13 @@ def plan_blocks(masked, context, block_size):
     The network reads `context` columns from `left`."""
     length = len(masked)
     size = block_size or (length if length <= context else max(context // 2, 1))
-    todo, blocks = masked.nonzero()[:, 0].tolist(), []
-    while todo:
-        start, stop = todo[0], todo[0] + size
-        inside = int(masked[start:stop].sum())
-        ahead = (context - size) // 2  # worth reading where it is not all masks
-        right = min(length, stop if masked[stop:stop + ahead].all() else stop + ahead)
-        blocks.append((start, stop, max(0, right - context), inside))
-        todo = todo[inside:]
+    ahead = (context - size) // 2  # worth reading where it is not all masks
+    stop, blocks = 0, []
+    for start in masked.nonzero()[:, 0].tolist():
+        if start >= stop:
+            stop = start + size
+            right = min(length, stop if masked[stop:stop + ahead].all() else stop + ahead)
+            blocks.append((start, stop, max(0, right - context), int(masked[start:stop].sum())))
     return blocks
 
 
@@ -746,11 +743,10 @@ def pick_device(name="auto", local=0):
         if torch.cuda.is_available():
             name = f"cuda:{local % torch.cuda.device_count()}"
     try:
-        where = torch.device(name)
-        torch.zeros(1, device=where).item()
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {name!r} is not to be had here; --device=cpu always is") from None
-    return where
+    return torch.device(name)
 
 
 def peak_memory_gb(where):
