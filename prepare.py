@@ -142,7 +142,7 @@ class Tokenizer:
         while len(parts) > 2:  # to the two that GPT-2's BPE merges last
             i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], GPT2_SIZE))
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
-        return [i for part in parts for i in self._split(part)]
+        return [*chain(*map(self._split, parts))]
 
 
 def compressed_vocabulary(texts):
@@ -169,8 +169,7 @@ def book_vocabulary(texts, size):
     ranks = bpe.get_vocab()
     names = sorted(ranks, key=ranks.get)
     byte = dict(zip(names[:256], gpt2_ranks()))  # in GPT-2's order
-    tokens = [b"".join(map(byte.get, name)) for name in names]
-    return sorted(tokens[:256]) + tokens[256:]
+    return sorted(byte.values()) + [b"".join(map(byte.get, name)) for name in names[256:]]
 
 
 # ---- sentences and splits ----
@@ -331,7 +330,7 @@ def thematic_centrality(words, train):
 
 
 CONCLUSION = "therefore|thus|hence|consequently|accordingly|it follows"
-ROLES = {       # Toulmin's (1958): English marks at a sentence's start, worth double, and anywhere
+ROLES = {  # Toulmin's (1958): English marks at a sentence's start, worth double, and anywhere
     "claim": (f"{CONCLUSION}|so (i|he|she|it|they|we|you|that)",
               "must|ought|should|i (believe|am (sure|certain|convinced|persuaded))|no doubt"),
     "evidence": ("because|since|indeed|for (i|he|she|it|they|we|you|there|this|that|what|example|instance)",
@@ -411,16 +410,17 @@ def windows(pieces, gap):
 
 
 def linked_pairs(sentences, roles):
-    """Candidates for stage II, the best kind first: pairs (i, j) of training sentences in a run; evidence and
-    claim may have one between them."""
-    pairs = [(i, i + step) for step in (2, 1) for i, (a, b) in enumerate(zip(sentences, sentences[step:]))
-             if a.split == "train" and a.run == b.run]
-    together = [(i, j) for i, j in pairs if sentences[i].paragraph == sentences[j].paragraph]
-    argued = {i: (i, j) for i, j in together
+    """Candidates for stage II, the best kind first: pairs (i, j) of sentences in a run; between evidence and
+    claim may be one."""
+    def apart(step, *same):
+        keys = [*map(attrgetter(*same), sentences)]
+        return [(i, i + step) for i, (a, b) in enumerate(zip(keys, keys[step:])) if a == b]
+
+    together = apart(1, "run", "paragraph")
+    argued = {i: (i, j) for i, j in apart(2, "run", "paragraph") + together
               if roles and (roles[i][0], roles[j][0]) == ("evidence", "claim")}
-    return {"evidence and claim": argued.values(),
-            "neighbours in a paragraph": [(i, j) for i, j in together if j == i + 1],
-            "neighbours": [(i, j) for i, j in pairs if j == i + 1]}
+    return {"evidence and claim": argued.values(), "neighbours in a paragraph": together,
+            "neighbours": apart(1, "run")}
 
 
 def choose_stages(sentences, train, scores, roles, separator):
@@ -439,10 +439,11 @@ def choose_stages(sentences, train, scores, roles, separator):
         return np.argwhere(fits & (centrality >= least)).tolist(), {"min_centrality": least}
 
     def linked(fits, _):
-        wanted = max(needed, sum(fits[i] and fits[j] for i, j in tiers["neighbours in a paragraph"]))
+        fitting = {name: {(i, j) for i, j in tier if fits[i] and fits[j]} for name, tier in tiers.items()}
+        wanted = max(needed, len(fitting["neighbours in a paragraph"]))
         pairs, counts = set(), {}
-        for name, tier in tiers.items():
-            more = sorted({(i, j) for i, j in tier if fits[i] and fits[j]} - pairs)
+        for name, tier in fitting.items():
+            more = sorted(tier - pairs)
             if pairs:  # of the second best only what is lacking, from all over the book
                 lacking = max(0, wanted - len(pairs))
                 more = more[::max(1, len(more) // max(1, lacking))][:lacking]
@@ -471,9 +472,9 @@ def choose_stages(sentences, train, scores, roles, separator):
         for i in chain(*chosen):
             sentences[i].stages.add(stage)
         ids = [[sentences[i].ids for i in numbers] for numbers in chosen]
-        repeats = max(0, needed - len(chosen))
-        examples[f"stage{stage}_train"] = [*islice(cycle(joined(*x) for x in ids), len(ids) + repeats)]
-        records[stage] = {"max_complexity": most, **how, "relaxed_by": shift, "repeated_examples": repeats,
+        examples[f"stage{stage}_train"] = [*islice(cycle(joined(*x) for x in ids), max(needed, len(ids)))]
+        records[stage] = {"max_complexity": most, **how, "relaxed_by": shift,
+                          "repeated_examples": max(0, needed - len(ids)),
                           "truncated": sum(sum(map(len, x)) + stage - 1 > block_size for x in ids)}
     return examples, records
 
@@ -523,7 +524,7 @@ def advice(statistics):
     # a licence may be as long as a book
     removed = sum(statistics["removed"][kind] for kind in ("contents", "marks", "notes"))
     removed /= removed + statistics["characters"]
-    checks = [  # (whether it is so, what to say)
+    checks = [
         ("but" in statistics["encoding"],
          f"The file is {statistics['encoding']}: look for wrong characters in text.txt."),
         (removed > 0.1, f"{removed:.0%} of the file was left out as not the author's: look at text.txt."),

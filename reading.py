@@ -226,7 +226,7 @@ def markup_text(markup, found, label=""):
         if fiction and node.tag == "title":
             node.tag = "h1"
     for node in root.iter():
-        if kind := "notes" if fiction and node.tag == "body" and node.get("name") else _not_the_authors(node):
+        if kind := "notes" if node.tag == "body" and node.get("name") else _not_the_authors(node):
             node.tag = "unwanted"
             if not node.xpath("ancestor::unwanted"):
                 found.removed[kind] += len(_text(node))
@@ -383,9 +383,8 @@ def _without_gutenberg(text, found):
             header = without_licence(before)
             if said := re.search(r"^[^\w\n]*Title: *(.+(\n +\S.*)*)", header, re.M):
                 found.title = " ".join(said[1].split())
-            book = header if len(header) >= 30_000 else ""  # no header is as large
-            found.removed["header"] += len(mark[0]) + len(header) - len(book)
-            books.append(book)
+            books.append(header if len(header) >= 30_000 else "")  # no header is as large
+            found.removed["header"] += len(mark[0]) + len(header) - len(books[-1])
             position, inside = mark.end(), True
     books.append(without_licence(text[position:]))
     bare = [re.sub(CREDITS, "", book) for book in books]
@@ -409,11 +408,10 @@ def _without_notes(text, found):
     text = "".join(parts) + text[position:]
     notes = {*re.findall(r"^ *\[(\w{1,3}|\*+)\] ", text, re.M)} & {*re.findall(r"\S\[(\w{1,3}|\*+)\]", text)}
     for kind, pattern in (("marks", r" ?(?:\[(?:Pg|Page|p\.|S\.|Seite) ?\d+\]|\{\d{1,4}\})()"),
-                          ("notes", r"^ *\[(\w{1,3}|\*+)\] .{0,2000}(?:\n.*\S.*){0,40}"),
+                          ("notes", r"(?m)^ *\[(\w{1,3}|\*+)\] .{0,2000}(?:\n.*\S.*){0,40}"),
                           ("notes", r"(?<=\S)\[(\w{1,3}|\*+)\]")):
         size = len(text)
-        text = re.sub(pattern, lambda match: match[0] if match[1] and match[1] not in notes else "", text,
-                      flags=re.M)
+        text = re.sub(pattern, lambda match: match[0] if match[1] and match[1] not in notes else "", text)
         found.removed[kind] += size - len(text)
     return text
 
