@@ -102,7 +102,7 @@ class Tokenizer:
         self.tokens = [*tokens, b"", b"", b""]
         self.special = dict(zip(("[MASK]", "[PAD]", "[SEP]"), count(len(tokens))))
         self.vocab_size = len(self.tokens)
-        self._id = {token: i for i, token in enumerate(tokens)}
+        self._id = dict(zip(tokens, count()))
         self._pieces = functools.cache(self._split)
 
     @functools.cached_property
@@ -207,7 +207,7 @@ def grouped(pieces, key):
 
 
 def heldout_shares(tokens):
-    """{split: the share it is to hold of a book of so many tokens}"""
+    """{split: its share of a book of so many tokens}"""
     least = min(heldout_tokens / tokens, 0.15)  # of a short book no more
     return {"val": max(val_share, least), "test": max(test_share, least)}
 
@@ -344,7 +344,7 @@ ROLES = {  # Toulmin's (1958): English marks at a sentence's start, worth double
 
 
 def toulmin_roles(sentences, paragraphs):
-    """Each sentence's (role or "none", confidence: its share of the marks), in these paragraphs."""
+    """Each sentence's (role or "none", confidence: its share of the marks)."""
     def begins(marks, sentence):
         return bool(re.match(rf"(?i)\W*({marks})\b", sentence))
 
@@ -406,7 +406,7 @@ def windows(pieces, gap):
                 result += [part[i:i + block_size] for i in range(0, len(part), block_size)]
             else:
                 result[-1] += part
-    return [window for window in result if window]
+    return [*filter(None, result)]
 
 
 def linked_pairs(sentences, roles):

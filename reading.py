@@ -43,9 +43,9 @@ def read_book(path, found=None, encoding=""):
     found, path = found or Found(), Path(path)
     try:
         if not path.is_file():
-            raise ValueError("does not exist or is not a file: name a book, as in python prepare.py book.txt")
+            fail(f"{path} does not exist or is not a file: name a book, as in python prepare.py book.txt")
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
+            fail(f"{path} is larger than {MAX_BYTES >> 20} MB: prepare a part of it")
         raw = path.read_bytes()
         if raw.startswith(b"PK\x03\x04"):
             text, name = read_epub(path, found, encoding), "epub"
@@ -55,7 +55,7 @@ def read_book(path, found=None, encoding=""):
             if re.match(TAGGED, text) or tags > 20 + len(text) / 1000:
                 text = markup_text(text, found)
         if not re.search(r"\w", text):
-            raise ValueError("has no words in it")
+            fail(f"{path} has no words in it")
         return text, name
     except OSError as error:
         fail(f"{path} cannot be read: {error.strerror}")
@@ -253,7 +253,7 @@ def _laid_out(root):
         text = _text(node)
         del node[:]
         if node.tag == "pre":
-            node.text = f"\n\n{KEPT}" + re.sub(r"\n\s*\n", f"\n\n{KEPT}", text.strip("\n")) + "\n\n"
+            node.text = re.sub(r"\A|\n\s*\n", f"\n\n{KEPT}", text.strip("\n")) + "\n\n"
         elif text.strip():
             node.text = f"\n\n{HEAD}" + re.sub(r"\s*\n\s*", "\n", text.strip()) + "\n\n"
     return MARKED + _text(root)
@@ -265,7 +265,7 @@ def download(url, begin):
     from urllib.request import Request, urlopen
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
     path = Path("data", name if "." in name else name + ".txt")
-    source, content = path.with_name(path.name + ".url"), bytearray()
+    source, content = Path(f"{path}.url"), bytearray()
     if path.exists() and source.exists() and source.read_text(encoding="utf-8") == url:
         return path
     try:
