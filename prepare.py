@@ -7,7 +7,6 @@
 Parts are held out before anything is learnt from the rest: a vocabulary, scores, and by them the stages:
 I simple and typical sentences, II pairs of linked ones, III all training text.
 """
-import functools
 import hashlib
 import importlib.util
 import json
@@ -19,6 +18,7 @@ import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from itertools import chain, compress, count, cycle, groupby, islice, pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -61,7 +61,7 @@ GPT2_SIZE = 50257
 
 # ---- tokens ----
 
-@functools.cache
+@cache
 def gpt2_ranks():
     """{token: rank} of GPT-2's BPE, from a package, not the network."""
     import tiktoken.load
@@ -83,7 +83,7 @@ def encoding_of(ranks, whole):
                              special_tokens=dict(zip(map(bytes.decode, whole), count(len(ranks)))))
 
 
-@functools.cache
+@cache
 def gpt2_encoding():
     return encoding_of(gpt2_ranks(), ())
 
@@ -103,9 +103,9 @@ class Tokenizer:
         self.special = dict(zip(("[MASK]", "[PAD]", "[SEP]"), count(len(tokens))))
         self.vocab_size = len(self.tokens)
         self._id = dict(zip(tokens, count()))
-        self._pieces = functools.cache(self._split)
+        self._pieces = cache(self._split)
 
-    @functools.cached_property
+    @cached_property
     def _encoding(self):
         ranks = gpt2_ranks() if self.kind == "gpt2" else self._id
         return encoding_of(ranks, {b"\n\n", *self._id.keys() - ranks.keys()})
@@ -237,12 +237,12 @@ def split(pieces, tokens):
 
 # chunks over Penn tags: noun and prepositional phrases, clauses, five levels of subordination
 GRAMMAR = r"""
-    NP: {<DT|PDT|PRP\$>*<CD|JJ.*|VBN|VBG>*<NN.*|PRP|EX|CD>+}
-    V: {<MD|TO>?<RB.*>*<VB.*><RB.*>*<VB|VBN|VBG>*<RP>?}
-    PP: {<IN|TO><NP>}<[^V].*>
-    NP: {<NP><PP>+}
-    SUB: {<IN|W.*><NP>?<V><NP|PP|JJ.*>*}
-    CLAUSE: {<NP>?<V><NP|PP|JJ.*>*}
+NP: {<DT|PDT|PRP\$>*<CD|JJ.*|VBN|VBG>*<NN.*|PRP|EX|CD>+}
+V: {<MD|TO>?<RB.*>*<VB.*><RB.*>*<VB|VBN|VBG>*<RP>?}
+PP: {<IN|TO><NP>}<[^V].*>
+NP: {<NP><PP>+}
+SUB: {<IN|W.*><NP>?<V><NP|PP|JJ.*>*}
+CLAUSE: {<NP>?<V><NP|PP|JJ.*>*}
 """ + "CLAUSE: {<CLAUSE|NP><,>?<SUB>}\n" * 5
 
 
@@ -463,9 +463,8 @@ def choose_stages(sentences, train, scores, roles, separator):
             (2, stage2_complexity, (scores["clauses"] > 0) | (words > 3), linked)):  # Alas! makes no pair
         for shift in (np.arange(21) / 20).tolist():  # until enough, or some at the last relaxation
             most = percentile(complexity, limit + shift)
-            fits = train & (complexity <= most)
-            if shift <= max_relaxation:  # beyond it any length will do
-                fits &= fine & (words >= stage1_min_words)
+            any_length = shift > max_relaxation
+            fits = train & (complexity <= most) & (any_length | fine & (words >= stage1_min_words))
             chosen, how = select(fits, shift)
             if len(chosen) >= needed or chosen and shift + 0.05 > max_relaxation:
                 break
@@ -519,7 +518,7 @@ def describe(streams, training_text, sentences, chosen, tok):
 
 def advice(statistics):
     """What is wrong with this book, what to do: list of str."""
-    splits, stages = statistics["splits"], statistics["stages"]
+    splits = statistics["splits"]
     tokens, bytes_per_token = splits["train"]["tokens"], statistics["vocabulary"]["bytes_per_token"]
     # a licence may be as long as a book
     removed = sum(statistics["removed"][kind] for kind in ("contents", "marks", "notes"))
@@ -546,7 +545,7 @@ def advice(statistics):
             (known > 0.1, f"{known:.0%} of {name} is also in the training text, for the book repeats itself: "
              "figures will flatter the model."),
             (leaked, f"{leaked} passages of {name} are in the training data: it is a bug.")]
-    for name, stage in zip(("I", "II"), stages.values()):
+    for name, stage in zip(("I", "II"), statistics["stages"].values()):
         repeated, coverage = stage["repeated_examples"], stage["vocabulary_coverage"]
         checks += [
             (repeated, f"Stage {name} repeats {repeated} examples, for lack of more. "
@@ -558,7 +557,7 @@ def advice(statistics):
 
 # ---- the run ----
 
-@functools.cache
+@cache
 def bars():
     """Progress, on stderr if it is a terminal."""
     from rich import console, progress
@@ -570,7 +569,7 @@ def begin(phase, total=None):
     """Show a phase, of `total` steps if known -> advance(steps)."""
     for earlier in bars().task_ids:
         bars().update(earlier, total=1, completed=1)
-    return functools.partial(bars().advance, bars().add_task(phase, total=total))
+    return partial(bars().advance, bars().add_task(phase, total=total))
 
 
 def track(phase, items):

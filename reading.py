@@ -8,13 +8,14 @@ import posixpath
 import re
 import unicodedata
 import zipfile
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import mode
 from urllib.parse import unquote, urlsplit
+
+import numpy as np
 
 from configurator import fail
 
@@ -316,8 +317,9 @@ LICENCE = r"[\s\S]{0,30000}(newsletter\s+to\s+hear\s+about\s+new\s+eBooks|FULL L
 CREDITS = (r"(?im)\A\s*(^[^\w\n]*(Produced by|E-?text prepared|This e-?(text|book) was|Transcribed|"
            r"Scanned by|Prepared by|The Project Gutenberg|This header should|HTML vers|See \d+-h|"
            r"Note: (Project|Images|There)|http).*(\n.+){0,12}\s*){1,6}")
-BRACKETED = (r"(?i)\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|footnote|"
-             r"sidenote|this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|nota d)\b")
+BRACKETED = re.compile(
+    r"\[\W{0,2}(?:(illustrations?|frontispiece|abbildung|blank page|decoration|music)|footnote|sidenote|"
+    r"this e?-?text|transcriber\W?s?\W? notes?|fu(ß|ss)note|note d[ue]|nota d)\b", re.I)
 TRANSCRIBER = r"(?i)\W*(the )?transcriber\W?s?\W? notes?\b"
 DOTTED = re.compile(r"\.\s?\.\s?\.\s*\d+$")
 PAGE_NUMBER = re.compile(r"(\.\s|[\s.]{3,})(\d+|[ivxlc]+)\s*$")
@@ -332,7 +334,7 @@ def clean(text, found=None):
     text = _without_notes(_without_gutenberg(text, found), found)
     lines = [line.rstrip() for line in text.split("\n")]
     lengths = sorted(map(len, lines))
-    width = lengths[bisect_left([*accumulate(lengths)], sum(lengths) / 2)]  # half the text is in longer
+    width = lengths[np.searchsorted(np.cumsum(lengths), sum(lengths) / 2)]  # half the text is in longer
     ends = [SENTENCE_END.search(line) for line in lines if line]
     wrapped, end = width <= 120 and not marked, "\n"
     dense = lines.count("") < len(lines) / 10 and not marked
@@ -362,7 +364,6 @@ def clean(text, found=None):
 
 
 def _without_gutenberg(text, found):
-    """Without Project Gutenberg's headers and licences."""
     books, position, inside = [], 0, True  # inside a book, or in the licence after one
 
     def without_licence(part):
@@ -396,10 +397,8 @@ def _without_notes(text, found):
     """Without captions, notes and page numbers in brackets; one never closed ends at a blank line."""
     import regex  # unlike re, it finds brackets within brackets
     closed, parts, position = regex.compile(r"\[(?:[^\[\]]++|(?R))*+\]"), [], 0
-    for opening in re.finditer(BRACKETED, text):
+    while opening := BRACKETED.search(text, position):
         start, kind, most = opening.start(), *(("marks", 600) if opening[1] else ("notes", 4000))
-        if start < position:
-            continue
         whole = closed.match(text, start, start + most)
         end = whole.end() if whole else text.find("\n\n", start, start + 2000)
         parts.append(text[position:start])
@@ -448,7 +447,6 @@ def _in_lines(block, width):
 
 
 def _share(tests):
-    """The share of true results, in [0, 1]."""
     results = [*map(bool, tests)]
     return sum(results) / max(1, len(results))
 

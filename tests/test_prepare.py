@@ -244,7 +244,7 @@ def test_any_text_survives_smaller_vocabularies(text):
         assert again.decode(again.encode(text)) == text and again.encode(text) == tok.encode(text)
 
 
-@p.functools.cache
+@p.cache
 def small_bpe():
     return p.Tokenizer("book", p.book_vocabulary(["the lamp and the sea and the lamp", " the lamplight"] * 3, 280))
 
