@@ -498,17 +498,14 @@ def describe(streams, training_text, sentences, chosen, tok):
         lengths = [*map(len, examples)]
         return {"examples": len(lengths), "tokens": sum(lengths), "longest": max(lengths)}
 
-    splits = {}
-    for name, examples in texts.items():
-        splits[name] = size(examples) | {
-            "sentences": sum(piece.split == name for piece in sentences),
-            "share": round(sum(map(len, examples)) / total, 4),
-            "bytes": len(tok.decode_bytes(chain(*examples)))}
-        if name != "train":
-            found = fingerprints(examples)
-            splits[name] |= {
-                "also_in_training_text": round(len(found & known) / max(1, len(found)), 4),
-                "leaked": len(found & foreign)}
+    splits = {name: size(examples) | {
+        "sentences": sum(piece.split == name for piece in sentences),
+        "share": round(sum(map(len, examples)) / total, 4),
+        "bytes": len(tok.decode_bytes(chain(*examples)))} for name, examples in texts.items()}
+    for name in ("val", "test"):
+        found = fingerprints(texts[name])
+        splits[name] |= {"also_in_training_text": round(len(found & known) / max(1, len(found)), 4),
+                         "leaked": len(found & foreign)}
     stages = {stage: size(examples) | chosen[stage] | {
         "sentences": sum(stage in piece.stages for piece in sentences),
         "vocabulary_coverage": round(len(used.intersection(chain(*examples))) / len(used), 4)}

@@ -152,8 +152,8 @@ def read_epub(path, found, encoding):
     except Exception as error:  # whatever a damaged archive raises
         fail(f"{path} is not a readable epub ({error}): it may be damaged or encrypted")
     if missing:
-        found.warnings.append(f"{len(missing)} of the epub's parts cannot be read and are left out: "
-                              f"{', '.join(missing[:5])}.")
+        some = ", ".join(missing[:5])
+        found.warnings.append(f"{len(missing)} of the epub's parts cannot be read and are left out: {some}.")
     return MARKED + "\n\n".join(texts)
 
 
@@ -306,8 +306,9 @@ SENTENCE_END = re.compile(rf"[.!?…:{ONLY_STOPS}][{CLOSING}—–-]*$")
 LINE_STOP = re.compile(rf"[,;，、；،؛.!?…:{ONLY_STOPS}][{CLOSING}]*$")
 UNAMBIGUOUS_END = re.compile(rf"[{ONLY_STOPS}]+[{CLOSING}]*\s*")
 SPEECH = "[\"“„«»‹›‘‚「『《—–-]"  # what a paragraph of dialogue begins with
-TITLE = re.compile(r"\b(M|Mr|Mrs|Ms|Messrs|Mme|Mlle|MM|Mgr|Drs?|Ste?|Capt|Col|Gen|Lieut|Lt|Maj|Sergt|Sgt|Rev|"
-                   r"Hon|Prof|Gov|Hr|Frl?|Sra?|Srta|Sig|Dott)\.\s*$")
+TITLE = re.compile(
+    r"\b(M|Mr|Mrs|Ms|Messrs|Mme|Mlle|MM|Mgr|Drs?|Ste?|Capt|Col|Gen|Lieut|Lt|Maj|Sergt|Sgt|Rev|"
+    r"Hon|Prof|Gov|Hr|Frl?|Sra?|Srta|Sig|Dott)\.\s*$")
 EAST = "\u0e00-\u0eff\u1780-\u17ff\u3000-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"  # no spaces
 HYPHEN = r"\b([^\W\d_]+)-\n\s*([^\W\d_]+)\b(?!-)"
 BEGIN = (r"START OF TH(E|IS) PROJECT GUTENBERG(([^*\n]+\n){1,4}?[^*\n]*\*\*\*.*|.*)\n|"
