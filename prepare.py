@@ -296,10 +296,10 @@ def clauses_and_depth(sentences, english):
         return np.array(marks) + 1.0, np.zeros(len(sentences))
     import nltk
     from textblob.en.taggers import PatternTagger
-    parse, tag = nltk.RegexpParser(GRAMMAR).parse, PatternTagger().tag
-    tagged = [*map(tag, track("tagging words", sentences))]
+    parser = nltk.RegexpParser(GRAMMAR)
+    tagged = [*map(PatternTagger().tag, track("tagging words", sentences))]
     clauses = [sum(t in ("VBD", "VBP", "VBZ", "MD") for _, t in tags) for tags in tagged]
-    depths = [parse(tags).height() if tags else 1 for tags in track("parsing sentences", tagged)]
+    depths = [parser.parse(tags).height() if tags else 1 for tags in track("parsing sentences", tagged)]
     return np.array(clauses, float), np.array(depths, float)
 
 
@@ -660,8 +660,8 @@ def report(statistics, folder):
     splits, vocabulary = statistics["splits"], statistics["vocabulary"]
     print(f"{folder}:", "{words:,} words, {sentences:,} sentences, {encoding}".format(**statistics))
     print("            examples     tokens    longest  sentences  of vocabulary")
-    for name, row in zip(("stage I", "stage II", "stage III", "val", "test"),
-                         (*statistics["stages"].values(), splits["val"], splits["test"])):
+    rows = *statistics["stages"].values(), splits["val"], splits["test"]
+    for name, row in zip(("stage I", "stage II", "stage III", "val", "test"), rows):
         coverage = f"{row['vocabulary_coverage']:15.1%}" if name not in splits else ""
         print("{:9}{examples:11,}{tokens:11,}{longest:11,}{sentences:11,}".format(name, **row) + coverage)
     print(f"vocabulary: {vocabulary['size']:,} tokens ({vocabulary['kind']}) save "

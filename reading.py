@@ -160,8 +160,8 @@ def read_epub(path, found, encoding):
 HEADINGS = "h1 h2 h3 h4 h5 h6 subtitle".split()
 BEFORE = {"br": "\n", "tr": "\n", "v": "\n", "td": "\t", "th": "\t"}
 BLOCKS = HEADINGS + """
-    address article aside blockquote body caption center cite dd div dl dt empty-line epigraph figcaption
-    figure footer form header hr li main ol p poem pre section stanza table text-author ul""".split()
+address article aside blockquote body caption center cite dd div dl dt empty-line epigraph figcaption
+figure footer form header hr li main ol p poem pre section stanza table text-author ul""".split()
 HIDDEN = "head title script style nav svg template iframe object select button binary description".split()
 NOT_THE_AUTHORS = {  # kind: (words of class, id, role ... that mark it, characters at most)
     "marks": ("page-?(num(ber)?s?|no|break)|pb|noteref|fn-?anchor|(fn|footnote)-?ref|back-?(link|ref)", 25),
@@ -173,7 +173,6 @@ NOTE_MARK = r"(?i)[\[({]?(\d{1,4}|[*†‡§¶]+)[\])}]?|[\[({]([a-z]|[ivxlc]+)[
 
 
 def _labelled(label, size):
-    """The kind in NOT_THE_AUTHORS for such a label and size, if any."""
     for kind, (words, most) in NOT_THE_AUTHORS.items():
         if size <= most and re.search(rf"(?i)(?<!\S)(doc-)?({words})[-_.]?\d*(?!\S)", label):
             return kind
@@ -240,7 +239,6 @@ def markup_text(markup, found, label=""):
 
 
 def _laid_out(root):
-    """A parsed document -> markup_text's result."""
     text, kept = _text(root), {*root.xpath("//pre//*")}
     if sum(len(_text(node)) for node in root.iter("pre")) > len(text) / 2:
         return text  # plain text in an HTML file
