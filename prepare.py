@@ -410,8 +410,8 @@ def windows(pieces, gap):
 
 
 def linked_pairs(sentences, roles):
-    """Candidates for stage II, the best kind first: pairs (i, j) of sentences in a run; between evidence and
-    claim may be one."""
+    """Candidates for stage II, the best kind first: pairs (i, j) of sentences in a run; evidence and claim
+    may have one between them."""
     def apart(step, *same):
         keys = [*map(attrgetter(*same), sentences)]
         return [(i, i + step) for i, (a, b) in enumerate(zip(keys, keys[step:])) if a == b]
@@ -508,7 +508,7 @@ def describe(streams, training_text, sentences, chosen, tok):
                          "leaked": len(found & foreign)}
     stages = {stage: size(examples) | chosen[stage] | {
         "sentences": sum(stage in piece.stages for piece in sentences),
-        "vocabulary_coverage": round(len(used.intersection(chain(*examples))) / len(used), 4)}
+        "vocabulary_coverage": round(len(used & {*chain(*examples)}) / len(used), 4)}
         for stage, examples in enumerate(trained, 1)}
     return {"splits": splits, "stages": stages}
 
