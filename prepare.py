@@ -131,10 +131,6 @@ class Tokenizer:
     def from_dict(cls, saved):
         return cls(saved["kind"], [token.encode("latin-1") for token in saved["tokens"][:-3]])
 
-    @classmethod
-    def load(cls, path):
-        return cls.from_dict(json.loads(Path(path).read_bytes()))
-
     def _split(self, token):
         if token in self._id:
             return [self._id[token]]

@@ -276,7 +276,7 @@ def evaluation(folder, out="out"):
 
 def trained_on(passage, folder, name, steps=0, causal=False, **training):
     """A checkpoint for the book in folder that has seen nothing but this passage (ids), so many times."""
-    tokenizer = Tokenizer.load(folder / "data" / name / "tokenizer.json")
+    tokenizer = Tokenizer.from_dict(json.loads((folder / "data" / name / "tokenizer.json").read_bytes()))
     torch.manual_seed(0)
     net = m.DiffusionModel(m.Config(tokenizer.vocab_size, 64, 2, 2, 64, causal=causal))
     optimizer, tokens = torch.optim.AdamW(net.parameters(), 3e-3), torch.tensor(passage).repeat(8, 1)
@@ -304,7 +304,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     run(folder, ROOT / "book.txt", "--title=The Keeper & the Light", script="prepare.py")
     data = folder / "data/book"
-    ids, tokenizer = stream(data, "stage3_train"), Tokenizer.load(data / "tokenizer.json")
+    ids, tokenizer = stream(data, "stage3_train"), Tokenizer.from_dict(json.loads((data / "tokenizer.json").read_bytes()))
     begin = ids.index(tokenizer.tokens.index(b"\n\n"), 2000) + 1
     passage = ids[begin:begin + 64]
     hashes = {name: read_stream(data, name)[2] for name in ("stage3_train", "val", "test")}
@@ -332,11 +332,11 @@ def test_the_whole_evaluation_twice_with_the_contracts_keys(prepared, capsys):
     assert {"bits_per_byte", "bits_per_byte_se", "perplexity", "tokens", "bytes", "masked_perplexity", "left_to_right_bits_per_byte"} <= first["likelihood"].keys()
     assert {"unigram_bits_per_byte", "ngram_bits_per_byte", "compressor_bits_per_byte"} <= first["baselines"].keys()
     test = stream(prepared / "data/book", "test")
-    assert first["likelihood"]["tokens"] == len(test) and first["likelihood"]["bytes"] == len(Tokenizer.load(prepared / "data/book/tokenizer.json").decode_bytes(test))
+    assert first["likelihood"]["tokens"] == len(test) and first["likelihood"]["bytes"] == len(Tokenizer.from_dict(json.loads((prepared / "data/book/tokenizer.json").read_bytes())).decode_bytes(test))
     assert first["baselines"]["ngram_bits_per_byte"] < first["baselines"]["unigram_bits_per_byte"] < first["likelihood"]["bits_per_byte"]      # it knows one passage
     assert first["style"]["in_style"] == {"generated": False, "held_out": True, "shuffled": False}
     assert len(first["samples"]) == 24 and len({s["prompt"] for s in first["samples"]}) == 8 and len({s["text"] for s in first["samples"]}) > 8
-    held_out = Tokenizer.load(prepared / "data/book/tokenizer.json").decode(test)
+    held_out = Tokenizer.from_dict(json.loads((prepared / "data/book/tokenizer.json").read_bytes())).decode(test)
     assert all(s["prompt"].split()[0] in held_out for s in first["samples"])
     assert first["speed"]["tokens_per_second"] > 0 and first["speed"]["calls_per_text"] == 25 and first["speed"]["memory_gb"] > 0
     assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', page)  # one file that needs no network
@@ -353,7 +353,7 @@ def test_a_recited_passage_shows_as_memorized(prepared, capsys):
     found = evaluation(prepared, "twin")
     mine, human = found["memorization"]["generated"], found["memorization"]["held_out"]
     assert mine["longest_run_tokens"] >= 30 > human["longest_run_tokens"] and mine["copied_share"] > 0.8 > 0.2 > human["copied_share"]
-    assert mine["longest_run_text"] in Tokenizer.load(prepared / "data/book/tokenizer.json").decode(stream(prepared / "data/book", "stage3_train"))
+    assert mine["longest_run_text"] in Tokenizer.from_dict(json.loads((prepared / "data/book/tokenizer.json").read_bytes())).decode(stream(prepared / "data/book", "stage3_train"))
     assert mine["novelty"]["8"] < 0.2 < 0.8 < human["novelty"]["8"] and "- It recites:" in capsys.readouterr().out
     assert {s["prompt"] for s in found["samples"]} == {(prepared / "prompts.txt").read_text(encoding="utf-8").strip()} and found["split"] == "val"
 

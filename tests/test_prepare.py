@@ -100,7 +100,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer(data):
-    return p.Tokenizer.load(data / "tokenizer.json")
+    return p.Tokenizer.from_dict(json.loads((data / "tokenizer.json").read_bytes()))
 
 
 # ---- the files -------------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_coverage_and_count_shrink_the_vocabulary_without_loss(here, tmp_path):
     kept = "--tokenizer=gpt2"
     for flags in ((kept,), (kept, "--target_coverage=0.9"), (kept, "--min_count=20"), ("--vocab_size=300",)):
         data = here(book, *flags)
-        tok = p.Tokenizer.load(data / "tokenizer.json")
+        tok = p.Tokenizer.from_dict(json.loads((data / "tokenizer.json").read_bytes()))
         assert max(map(max, examples(data, "val"))) < tok.vocab_size == len(tok.tokens)
         sizes.append(tok.vocab_size)
         lengths.append(statistics(data)["splits"]["train"]["tokens"])
@@ -582,7 +582,7 @@ def test_argument_pairs_come_first_and_neighbours_make_the_stage_as_large_as_wit
     stage = statistics(data)["stages"]["2"]
     assert list(stage["pairs_of"])[0] == "evidence and claim" and stage["pairs_of"]["evidence and claim"] > 10
     assert stage["examples"] == plain["examples"] == sum(stage["pairs_of"].values())
-    tok = p.Tokenizer.load(data / "tokenizer.json")
+    tok = p.Tokenizer.from_dict(json.loads((data / "tokenizer.json").read_bytes()))
     pairs = [tok.decode(pair) for pair in examples(data, "stage2_train")]
     argued = [pair for pair in pairs if "the lamp was dark" in pair and "Therefore we must" in pair]
     assert len(argued) >= 10 and all(pair.index("the lamp was dark") < pair.index("Therefore we must") for pair in argued)
