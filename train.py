@@ -122,7 +122,7 @@ STAGE = {"data": "the stream {stage1, stage2, stage3}", "mask_rate": "a window, 
          "replay": "share of rows from the full range [0, 1]", "epochs": "its length [1e-9, 1e9]",
          "max_steps": "its length at most [0, 1e9]", "lr_factor": "of learning_rate [1e-9, 1e9]"}
 STREAMS = ("stage1_train", "stage2_train", "stage3_train", "val")
-MAX_BAD_STEPS = 5       # in a row without a finite loss, before the run stops
+MAX_BAD_STEPS = 5  # in a row without a finite loss, before the run stops
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 
 
@@ -201,25 +201,25 @@ def pick_dtype(where):
 @dataclass
 class Progress:
     """What latest.pt remembers of a run besides weights and optimizer."""
-    stage: int = 0          # index of the one at hand; that of none when all are done
-    stage_step: int = 0     # steps done in it
-    step: int = 0           # and in all
-    tokens: int = 0         # of text seen in the stage
-    seconds: float = 0.0    # spent in its steps
-    bound: float = math.nan   # the newest validation bound, bits per byte
+    stage: int = 0  # index of the one at hand; that of none when all are done
+    stage_step: int = 0  # steps done in it
+    step: int = 0  # and in all
+    tokens: int = 0  # of text seen in the stage
+    seconds: float = 0.0  # spent in its steps
+    bound: float = math.nan  # the newest validation bound, bits per byte
     before: float = math.nan  # when the stage began
     best: float = math.inf  # the lowest of the run
-    since_best: int = 0     # evaluations since
+    since_best: int = 0  # evaluations since
     stage_best: float = math.inf
     since_stage_best: int = 0
-    overflows: int = 0      # steps skipped because float16 ran over
-    bad_steps: int = 0      # in a row without a finite loss
+    overflows: int = 0  # steps skipped because float16 ran over
+    bad_steps: int = 0  # in a row without a finite loss
     results: list = field(default_factory=list)  # of the stages that are done
 
 
 class StagePlan(NamedTuple):
-    per_epoch: int          # steps in an epoch
-    steps: int              # in all
+    per_epoch: int  # steps in an epoch
+    steps: int  # in all
 
 
 class Run:
@@ -229,19 +229,20 @@ class Run:
         self.where, self.kind = open_device()
         self.knobs, self.progress = knobs, Progress()
         knobs["dataset"], self.tokenizer, self.streams = open_book(dataset)
+        self.digests = {name: stream.digest for name, stream in self.streams.items()}
         self.net = make_network(self)
         self.optimizer = make_optimizer(self.net)
+        self.autocast = torch.autocast(self.where.type, self.kind, enabled=self.kind != torch.float32)
         self.scaler = torch.amp.GradScaler(self.where.type, enabled=self.kind == torch.float16)
         self.scaler.scale(torch.zeros((), device=self.where))  # a process may have no row of the first batch
-        self.average = copy.deepcopy(self.net.state_dict()) if ema else {}  # of the weights
+        self.judged = copy.deepcopy(self.net) if ema else self.net  # what is evaluated and saved
         self.batches = None, ()  # the (stage, epoch) at hand, and its batches
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.said = 0.0         # when it said something last
+        self.said = 0.0  # when it said something last
         self.hold = self.log = None  # out_dir's lock, and what it writes: the first process's
-        self.stop = []          # the signal that asked the run to end
+        self.stop = 0  # the signal that asked the run to end
         self.teacher = open_teacher(self) if teacher else None
-        self.micro = 1          # rows of block_size tokens in a micro-batch,
-        fit_to_memory(self)
+        fit_to_memory(self)  # settles micro, rows of block_size tokens in a micro-batch
         self.effective = self.micro * grad_accum  # and in a step
 
     @property
@@ -271,14 +272,6 @@ class Run:
     def steps(self):
         """Of all stages."""
         return sum(part.steps for part in self.plan)
-
-    @property
-    def autocast(self):
-        return torch.autocast(self.where.type, self.kind, enabled=self.kind != torch.float32)
-
-    @property
-    def digests(self):
-        return {name: stream.digest for name, stream in self.streams.items()}
 
     def stream(self, stage):
         return self.streams[f"{stage['data']}_train"]
@@ -416,22 +409,20 @@ def fit_to_memory(run):
     """Settle run.micro, and whether to recompute activations."""
     on_gpu, auto = run.where.type == "cuda", batch_size == "auto"
     capacity = 0.9 * torch.cuda.get_device_properties(run.where).total_memory / 1e9 if on_gpu else math.inf
-    if isinstance(batch_size, str) and not auto:
+    run.micro = 1 if auto else batch_size
+    if isinstance(run.micro, str):
         fail(f"--batch_size is a number or auto, got {batch_size!r}")
 
     def fits():
         return run.memory()["training_gb"] <= capacity
-    if not auto:
-        run.micro = batch_size
     run.net.checkpointing = not fits() if checkpointing == "auto" else checkpointing is not False
     if auto:
         run.micro = 256 if on_gpu else 8
         while run.micro > 1 and not fits():
             run.micro //= 2
-        rows = [torch.zeros(block_size, dtype=torch.long)] * run.micro
-        everything = draw_masks(torch.stack(rows), run.net.config, (0.9, 1.0))
+        rows = torch.zeros(run.micro, block_size, dtype=torch.long)
         # halves itself until it fits
-        accumulate_gradients(run, rows, everything, len(rows) * block_size)
+        accumulate_gradients(run, rows, draw_masks(rows, run.net.config, (0.9, 1.0)), rows.numel())
         run.micro = int(agree(run, run.micro, dist.ReduceOp.MIN))
         run.say(f"batch_size='auto': micro-batches of {run.micro}")
 
@@ -443,16 +434,14 @@ def restore(run, saved):
     if changed := [name for name in here if before.get(name) != here[name]]:
         fail(f"cannot resume {out_dir}/latest.pt: data/{run.knobs['dataset']} has changed since "
              f"({', '.join(changed)}); prepare it as it was, or start anew")
+    run.judged.load_state_dict(saved["model"])
     run.net.load_state_dict(saved.get("raw", saved["model"]))
-    run.average = {name: saved["model"][name].to(run.where) for name in run.average}
     run.optimizer.load_state_dict(saved["optimizer"])
     run.scaler.load_state_dict(saved["scaler"])
     run.effective = saved["training"]["effective_batch"]
     run.progress = p = Progress(**saved["progress"])
     if p.stage == len(stages) and p.results[-1]["steps"] < run.plan[-1].steps:
-        done = p.results.pop()
-        p.stage, p.stage_step = p.stage - 1, done["steps"]
-        p.tokens, p.seconds = done["tokens"], done["seconds"]
+        p.stage, p.stage_step = p.stage - 1, p.results.pop()["steps"]
     elif p.stage == len(stages):
         run.say(f"this run is complete; more epochs or max_steps of --stages.{p.stage - 1} go on with it")
 
@@ -481,7 +470,8 @@ def step(run):
     updated = update_if_finite(run, loss, norm, rate)
     # 7. average
     if ema and updated:
-        torch._foreach_lerp_(list(run.average.values()), list(run.net.state_dict().values()), 1 - ema)
+        average, weights = (list(net.state_dict().values()) for net in (run.judged, run.net))
+        torch._foreach_lerp_(average, weights, 1 - ema)
     if run.where.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -516,9 +506,8 @@ def accumulate_gradients(run, rows, masks, total):
             for tokens, part in micro_batches(run, rows, masks):
                 with run.autocast:
                     nats = weighted_loss(run.net, tokens, part, run.net.config, label_smoothing, run.teacher)
-                nats = nats / total
-                run.scaler.scale(nats).backward()
-                loss += nats.detach()
+                run.scaler.scale(nats / total).backward()
+                loss += nats.detach() / total
             return loss
         except RuntimeError as error:  # OutOfMemoryError is a GPU's; a CPU's has no name
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
@@ -581,7 +570,7 @@ def update_if_finite(run, loss, norm, rate):
     p, scaler = run.progress, run.scaler
     finite = math.isfinite(loss + norm)
     # in float16 a gradient too large for the loss scale is no fault: the scale is halved
-    overflow = not finite and math.isfinite(loss) and scaler.is_enabled() and scaler.get_scale() > 1
+    overflow = not finite and math.isfinite(loss) and scaler.get_scale() > 1
     if finite:
         scaler.step(run.optimizer)
     scaler.update()
@@ -614,10 +603,10 @@ def train(run):
                 ended = out_of_patience(p)
                 if not (last or ended):
                     save_latest(run)
-            if agree(run, len(run.stop)) and not (last or ended):
+            if agree(run, run.stop) and not (last or ended):
                 save_latest(run)
                 close_run(run, f"stopped at step {p.step:,}; continue with --resume")
-                sys.exit(128 + run.stop[0] if run.stop else 0)
+                sys.exit(128 + run.stop if run.stop else 0)
         end_stage(run, ended or "epochs done")
 
 
@@ -645,26 +634,21 @@ def evaluate(run, final):
     """The validation text's bound in bits per byte; a sample; the best checkpoints."""
     p = run.progress
     if RANK == 0:
-        judged = run.net
-        if ema:
-            judged = copy.deepcopy(judged)
-            judged.load_state_dict(run.average)
         (rows, points), tokens = validation(run), run.streams["val"].tokens
         text = tokens[tokens < run.net.config.n_text]
         with run.autocast:
-            bound = held_out_bound(judged, rows, points * (4 if final else 1))
+            bound = held_out_bound(run.judged, rows, points * (4 if final else 1))
         nats = float(bound.per_sequence.sum())
         p.bound = nats / math.log(2) / len(run.text(text))
         run.log.write(run, {"val_bits_per_byte": number(p.bound),
                             "val_perplexity": math.exp(min(700, nats / len(text)))})
         if sample_tokens:
             line = {"step": p.step, "stage": run.stage["name"], "seed": seed, "val_bits_per_byte": p.bound,
-                    "text": sample_from(run, judged)}
+                    "text": sample_from(run)}
             with open(f"{out_dir}/samples.jsonl", "a", encoding="utf-8") as file:
                 print(json.dumps(line, ensure_ascii=False), file=file)
         run.say(f"step {p.step:,} {run.stage['name']}: validation bound {p.bound:.4f} bits per byte"
                 + (" (best)" if p.bound < p.best else ""))
-        judged.train()
     p.bound = agree(run, p.bound if RANK == 0 else 0.0, dist.ReduceOp.SUM)
     record = vars(p)
     for best, file_name in (("stage_best", f"best_stage{p.stage + 1}.pt"), ("best", "best.pt")):
@@ -681,11 +665,12 @@ def validation(run):
     return rows, math.ceil(eval_masks / len(rows))
 
 
-def sample_from(run, net):
+def sample_from(run):
     """A text from nothing."""
-    start = torch.full((1, min(sample_tokens, block_size)), net.config.mask_id)
+    start = torch.full((1, min(sample_tokens, block_size)), run.net.config.mask_id)
     with run.autocast:
-        *_, last = denoise(net, start, [seed], Sampling(steps=32))
+        *_, last = denoise(run.judged, start, [seed], Sampling(steps=32))
+    run.judged.train()
     return run.text(last.tokens[0]).decode("utf-8", "replace")
 
 
@@ -724,7 +709,7 @@ def checkpoint(run):
     training = {"dataset": run.knobs["dataset"], "data": run.digests, "knobs": run.knobs,
                 "effective_batch": run.effective, "step": p.step, "stage": p.stage + 1,
                 "stage_name": run.stage["name"], "epoch": run.epochs, "val_bits_per_byte": p.bound}
-    return checkpoint_of(run.net, run.tokenizer, training=training) | ({"model": run.average} if ema else {})
+    return checkpoint_of(run.judged, run.tokenizer, training=training)
 
 
 def save_latest(run):
@@ -748,9 +733,12 @@ def save(path, content):
 def start_folder(run):
     """Make out_dir, with configuration and source. An earlier run moves to out_dir/previous1, or 2, ...; of a
     resumed run's records goes what it will write again."""
+    run.hold = FileLock(f"{out_dir}/lock", blocking=False)
     try:
         os.makedirs(out_dir, exist_ok=True)
-        run.hold = hold_folder()
+        run.hold.acquire()
+    except Timeout:
+        fail(f"another run is writing to {out_dir}/: give this one its own --out_dir, or wait")
     except OSError as error:
         fail(f"nothing can be written to out_dir={out_dir!r}: {error.strerror}")
     records = [Path(out_dir, name) for name in ("log.jsonl", "samples.jsonl")]
@@ -767,8 +755,7 @@ def start_folder(run):
     for name in ("train.py", "model.py"):
         shutil.copy(Path(__file__).with_name(name), f"{out_dir}/source/")
     if run.teacher and not resume:  # whose file may be gone, or another, when this run is resumed
-        of_teacher = {"model": run.teacher.state_dict(), "config": asdict(run.teacher.config)}
-        save(f"{out_dir}/teacher.pt", checkpoint(run) | of_teacher)
+        save(f"{out_dir}/teacher.pt", checkpoint(run) | checkpoint_of(run.teacher, run.tokenizer))
     write_json(f"{out_dir}/config.json", run.knobs)
 
 
@@ -785,26 +772,15 @@ def move_aside(run):
     run.say(f"the earlier run in {out_dir}/ is now in {folder}/")
 
 
-def hold_folder():
-    """out_dir's lock, this run's as long as its process lives; fail() where another has it."""
-    lock = FileLock(f"{out_dir}/lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        fail(f"another run is writing to {out_dir}/: give this one its own --out_dir, or wait")
-    return lock
-
-
 def truncate_log(path, step):
     """Drop the lines after `step`, that of a stage that begins there, and a half-written last one."""
     if path.exists():
-        with path.open(encoding="utf-8") as file:
-            lines = [line for line in file if line.endswith("\n")]
-        with written(path) as file:
+        *lines, _ = path.read_bytes().split(b"\n")
+        with written(path, "wb") as file:
             for line in lines:
                 record = json.loads(line)
                 if record["step"] < step + (record.get("event") != "stage"):
-                    file.write(line)
+                    file.write(line + b"\n")
 
 
 class Log:
@@ -900,9 +876,7 @@ def evaluation_seconds(run):
     some = rows[:max(1, 8192 // block_size)]
     with run.autocast:
         judging = timed(held_out_bound, run.net, some, 1) * len(rows) * (1 if causal else points) / len(some)
-    writing = timed(sample_from, run, run.net) if sample_tokens else 0
-    run.net.train()
-    return judging + writing
+    return judging + (timed(sample_from, run) if sample_tokens else 0)
 
 
 def evaluations(run):
@@ -968,14 +942,13 @@ def start(run):
     def on_signal(number, frame):
         if run.stop:
             os._exit(128 + number)
-        run.stop.append(number)
+        run.stop = number
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     begun, many = f"resuming at step {run.progress.step:,}", f", {WORLD} processes"
     run.say(f"{begun if resume else 'training'}: {count_parameters(run.net.config)['total']:,} parameters, "
             f"{run.knobs['dataset']}, {run.steps:,} steps of {run.effective} rows in micro-batches of "
             f"{run.micro}, {run.where}, {str(run.kind)[6:]}{many if WORLD > 1 else ''}")
-    run.net.train()
 
 
 def draw_curves():
@@ -990,8 +963,8 @@ def draw_curves():
     left = figure.subplots()
     for axis, key, hue, what in ((left, "loss", "#6a94c8", "training loss, nats per token"),
                                  (left.twinx(), "val_bits_per_byte", "#c2702e", "validation, bits per byte")):
-        known = [line for line in lines if line.get(key) is not None]
-        axis.plot([line["step"] for line in known], [line[key] for line in known], color=hue)
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        axis.plot(*zip(*points), color=hue)
         axis.set_ylabel(what, color=hue)
         axis.tick_params(colors=grey)
         axis.spines[:].set_color(grey)
@@ -1010,7 +983,7 @@ def close_run(run, text):
         draw_curves()
     run.say(text)
     if WORLD > 1:
-        dist.barrier()      # none leaves while another still writes
+        dist.barrier()  # none leaves while another still writes
         dist.destroy_process_group()
 
 
