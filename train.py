@@ -19,11 +19,10 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -217,11 +216,6 @@ class Progress:
     results: list = field(default_factory=list)  # of the stages that are done
 
 
-class StagePlan(NamedTuple):
-    per_epoch: int  # steps in an epoch
-    steps: int  # in all
-
-
 class Run:
     """All that the loop works with."""
 
@@ -237,41 +231,37 @@ class Run:
         self.scaler.scale(torch.zeros((), device=self.where))  # a process may have no row of the first batch
         self.judged = copy.deepcopy(self.net) if ema else self.net  # what is evaluated and saved
         self.batches = None, ()  # the (stage, epoch) at hand, and its batches
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.said = 0.0  # when it said something last
-        self.hold = self.log = None  # out_dir's lock, and what it writes: the first process's
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=RANK > 0)
+        self.log = None  # the first process's
         self.stop = 0  # the signal that asked the run to end
         self.teacher = open_teacher(self) if teacher else None
         fit_to_memory(self)  # settles micro, rows of block_size tokens in a micro-batch
         self.effective = self.micro * grad_accum  # and in a step
 
     @property
-    def at(self):
-        """The index of the stage at hand; of the last when all are done."""
-        return min(self.progress.stage, len(stages) - 1)
-
-    @property
     def stage(self):
-        return stages[self.at]
+        """The one at hand; the last when all are done."""
+        return self.plan[min(self.progress.stage, len(stages) - 1)]
 
     @property
     def epochs(self):
         """Done of the stage at hand."""
-        return self.progress.stage_step / self.plan[self.at].per_epoch
+        return self.progress.stage_step / self.stage["per_epoch"]
 
     @cached_property
     def plan(self):
+        """The stages, with their steps in an epoch and in all."""
         plan = []
         for stage in stages:
             per_epoch = self.stream(stage).batches_per_epoch(block_size, self.effective * block_size)
             steps = max(1, round(stage["epochs"] * per_epoch))
-            plan.append(StagePlan(per_epoch, min(steps, stage["max_steps"] or steps)))
+            plan.append(stage | {"per_epoch": per_epoch, "steps": min(steps, stage["max_steps"] or steps)})
         return plan
 
     @property
     def steps(self):
         """Of all stages."""
-        return sum(part.steps for part in self.plan)
+        return sum(stage["steps"] for stage in self.plan)
 
     def stream(self, stage):
         return self.streams[f"{stage['data']}_train"]
@@ -285,9 +275,8 @@ class Run:
         return "".join(self.tokenizer["tokens"][t] for t in tokens).encode("latin-1")
 
     def say(self, text):
-        if RANK == 0:
-            self.console.print(text, markup=False)
-            self.said = time.time()
+        self.console.print(text, markup=False)
+        self.said = time.time()  # last
 
 
 def settle_knobs():
@@ -440,7 +429,7 @@ def restore(run, saved):
     run.scaler.load_state_dict(saved["scaler"])
     run.effective = saved["training"]["effective_batch"]
     run.progress = p = Progress(**saved["progress"])
-    if p.stage == len(stages) and p.results[-1]["steps"] < run.plan[-1].steps:
+    if p.stage == len(stages) and p.results[-1]["steps"] < run.stage["steps"]:
         p.stage, p.stage_step = p.stage - 1, p.results.pop()["steps"]
     elif p.stage == len(stages):
         run.say(f"this run is complete; more epochs or max_steps of --stages.{p.stage - 1} go on with it")
@@ -470,8 +459,7 @@ def step(run):
     updated = update_if_finite(run, loss, norm, rate)
     # 7. average
     if ema and updated:
-        average, weights = (list(net.state_dict().values()) for net in (run.judged, run.net))
-        torch._foreach_lerp_(average, weights, 1 - ema)
+        torch._foreach_lerp_([*run.judged.state_dict().values()], [*run.net.state_dict().values()], 1 - ema)
     if run.where.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -487,7 +475,7 @@ def step(run):
 def next_rows(run):
     """The step's batch of rows; a function of (seed, stage, step) alone."""
     p, stream = run.progress, run.stream(run.stage)
-    epoch, index = divmod(p.stage_step, run.plan[p.stage].per_epoch)
+    epoch, index = divmod(p.stage_step, run.stage["per_epoch"])
     if run.batches[0] != (p.stage, epoch):
         rng = np.random.default_rng(draw_seed(seed, 3, p.stage, epoch))
         run.batches = (p.stage, epoch), stream.epoch(block_size, run.effective * block_size, rng)
@@ -497,7 +485,7 @@ def next_rows(run):
 def accumulate_gradients(run, rows, masks, total):
     """Forward and backward of every WORLD-th row, this process's: their nats over the batch's `total` tokens.
     Where memory runs out, micro-batches are halved and the batch is begun again."""
-    masks, rows = Masks(*(x[RANK::WORLD] for x in masks)), rows[RANK::WORLD]
+    masks, rows = Masks(*(x[RANK::WORLD].to(run.where) for x in masks)), rows[RANK::WORLD]
     while True:
         run.optimizer.zero_grad()
         torch.manual_seed(draw_seed(seed, 2, run.progress.step, RANK))  # of dropout
@@ -517,17 +505,16 @@ def accumulate_gradients(run, rows, masks, total):
                  "config/memory_efficient.py, a smaller block_size or model")
         run.micro //= 2
         run.say(f"out of memory: micro-batches of {run.micro} from here on, in the same effective batch")
-        if run.where.type == "cuda":  # here no traceback holds the activations any more
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # here no traceback holds the activations any more
 
 
 def micro_batches(run, rows, masks):
     """(tokens, their Masks) of at most run.micro * block_size tokens, padded to their own longest row."""
     size = max(1, run.micro * block_size // max(map(len, rows), default=1))
     for i in range(0, len(rows), size):
-        tokens = pad(rows[i:i + size], run.net.config.pad_id)
-        masked = masks.masked[i:i + size, :tokens.shape[1]]
-        yield tokens.to(run.where), Masks(masked.to(run.where), masks.weight[i:i + size].to(run.where))
+        part = slice(i, i + size)
+        tokens = pad(rows[part], run.net.config.pad_id)
+        yield tokens.to(run.where), Masks(masks.masked[part, :tokens.shape[1]], masks.weight[part])
 
 
 def agree(run, value, how=dist.ReduceOp.MAX):
@@ -542,12 +529,12 @@ def agree(run, value, how=dist.ReduceOp.MAX):
 def sum_over_processes(net, loss):
     """The processes' losses, and in place their gradients, added up in one go."""
     if WORLD > 1:
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
-        flat = torch.cat([x.flatten() for x in (*grads, loss)])
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        shared = [*(p.grad for p in net.parameters()), loss]
+        flat = torch.nn.utils.parameters_to_vector(shared)
         dist.all_reduce(flat)
-        *grads, loss = flat.split([x.numel() for x in (*grads, loss)])
-        for p, grad in zip(net.parameters(), grads):
-            p.grad = grad.view_as(p)
+        torch.nn.utils.vector_to_parameters(flat, shared)
     return loss.item()
 
 
@@ -555,10 +542,10 @@ def set_learning_rate(run):
     """Linear warm-up, then a cosine to min_lr (Loshchilov & Hutter, 1608.03983), over the stage, or with
     carry_over the run."""
     p = run.progress
-    done, steps = (p.step, run.steps) if carry_over else (p.stage_step, run.plan[p.stage].steps)
+    done, steps = (p.step, run.steps) if carry_over else (p.stage_step, run.stage["steps"])
     warmup = min(warmup_steps, steps // 10)
     way = (done - warmup) / max(1, steps - warmup)
-    cosine = min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * way))
+    cosine = min_lr + (1 - min_lr) * (1 + math.cos(math.pi * way)) / 2
     share = run.stage["lr_factor"] * ((done + 1) / warmup if done < warmup else cosine)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
@@ -590,7 +577,7 @@ def train(run):
     """Every stage, step after step, from where run.progress stands."""
     p = run.progress
     while p.stage < len(stages):
-        steps, ended = run.plan[p.stage].steps, ""
+        steps, ended = run.stage["steps"], ""
         if p.stage_step == 0:
             begin_stage(run)
         while p.stage_step < steps and not ended:
@@ -613,21 +600,21 @@ def train(run):
 def begin_stage(run):
     """Reset what a stage counts, and log what it will do."""
     p, stage, config = run.progress, run.stage, run.net.config
-    stream, steps = run.stream(stage), run.plan[p.stage].steps
+    stream = run.stream(stage)
     p.stage_best, p.since_stage_best, p.tokens, p.seconds, p.before = math.inf, 0, 0, 0.0, p.bound
-    if not carry_over and p.stage > 0:
+    if not carry_over:
         run.optimizer = make_optimizer(run.net)
     # what its masks will be like
     tokens = pad(stream.rows(stream.pieces(block_size)[:64]), config.pad_id)
-    seen = draw_masks(tokens, config, stage["mask_rate"], generator=torch.Generator().manual_seed(seed))
-    rates, examples = seen.masked.sum(1) / (tokens < config.n_text).sum(1), len(stream.offsets) - 1
-    line = {"event": "stage", "name": stage["name"], "examples": examples, "steps": steps,
+    masks = draw_masks(tokens, config, stage["mask_rate"], generator=torch.Generator().manual_seed(seed))
+    rates, examples = masks.masked.sum(1) / (tokens < config.n_text).sum(1), len(stream.offsets) - 1
+    line = {"event": "stage", "name": stage["name"], "examples": examples, "steps": stage["steps"],
             "mask_rate_low": float(rates.min()), "mask_rate_high": float(rates.max()),
             "val_before": number(p.before)}
     if run.log:
         run.log.write(run, line)
     run.say(f"stage {p.stage + 1} ({stage['name']}): {examples:,} examples of {stage['data']}, "
-            f"{steps:,} steps")
+            f"{stage['steps']:,} steps")
 
 
 def evaluate(run, final):
@@ -640,22 +627,23 @@ def evaluate(run, final):
             bound = held_out_bound(run.judged, rows, points * (4 if final else 1))
         nats = float(bound.per_sequence.sum())
         p.bound = nats / math.log(2) / len(run.text(text))
-        run.log.write(run, {"val_bits_per_byte": number(p.bound),
-                            "val_perplexity": math.exp(min(700, nats / len(text)))})
+        run.log.write(run, {
+            "val_bits_per_byte": number(p.bound), "val_perplexity": math.exp(min(700, nats / len(text)))})
         if sample_tokens:
-            line = {"step": p.step, "stage": run.stage["name"], "seed": seed, "val_bits_per_byte": p.bound,
-                    "text": sample_from(run)}
+            line = {
+                "step": p.step, "stage": run.stage["name"], "seed": seed, "val_bits_per_byte": p.bound,
+                "text": sample_from(run)}
             with open(f"{out_dir}/samples.jsonl", "a", encoding="utf-8") as file:
                 print(json.dumps(line, ensure_ascii=False), file=file)
         run.say(f"step {p.step:,} {run.stage['name']}: validation bound {p.bound:.4f} bits per byte"
                 + (" (best)" if p.bound < p.best else ""))
     p.bound = agree(run, p.bound if RANK == 0 else 0.0, dist.ReduceOp.SUM)
     record = vars(p)
-    for best, file_name in (("stage_best", f"best_stage{p.stage + 1}.pt"), ("best", "best.pt")):
+    for best, name in (("stage_best", f"best_stage{p.stage + 1}.pt"), ("best", "best.pt")):
         record[f"since_{best}"] += 1
         if p.bound < record[best]:
             record[best], record[f"since_{best}"] = p.bound, 0
-            save(f"{out_dir}/{file_name}", checkpoint(run))
+            save(f"{out_dir}/{name}", checkpoint(run))
 
 
 def validation(run):
@@ -676,9 +664,9 @@ def sample_from(run):
 
 def out_of_patience(p):
     """Why the stage ends here, if it does."""
-    if patience and p.since_best >= patience:
+    if 0 < patience <= p.since_best:
         return f"stopped early: {patience} evaluations without improvement over the best"
-    if stage_patience and p.since_stage_best >= stage_patience:
+    if 0 < stage_patience <= p.since_stage_best:
         return f"{stage_patience} evaluations without improvement"
     return ""
 
@@ -706,17 +694,18 @@ def number(value):
 def checkpoint(run):
     """What best.pt holds."""
     p = run.progress
-    training = {"dataset": run.knobs["dataset"], "data": run.digests, "knobs": run.knobs,
-                "effective_batch": run.effective, "step": p.step, "stage": p.stage + 1,
-                "stage_name": run.stage["name"], "epoch": run.epochs, "val_bits_per_byte": p.bound}
-    return checkpoint_of(run.judged, run.tokenizer, training=training)
+    return checkpoint_of(run.judged, run.tokenizer, training={
+        "dataset": run.knobs["dataset"], "data": run.digests, "knobs": run.knobs,
+        "effective_batch": run.effective, "step": p.step, "stage": p.stage + 1,
+        "stage_name": run.stage["name"], "epoch": run.epochs, "val_bits_per_byte": p.bound})
 
 
 def save_latest(run):
     """With all that resuming needs."""
-    whole = checkpoint(run) | {"optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-                               "progress": asdict(run.progress)}
-    save(f"{out_dir}/latest.pt", whole | ({"raw": run.net.state_dict()} if ema else {}))
+    raw = {"raw": run.net.state_dict()} if ema else {}
+    save(f"{out_dir}/latest.pt", checkpoint(run) | raw | {
+        "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+        "progress": vars(run.progress)})
 
 
 def save(path, content):
@@ -731,9 +720,8 @@ def save(path, content):
 
 
 def start_folder(run):
-    """Make out_dir, with configuration and source. An earlier run moves to out_dir/previous1, or 2, ...; of a
-    resumed run's records goes what it will write again."""
-    run.hold = FileLock(f"{out_dir}/lock", blocking=False)
+    """out_dir, with configuration and source; of a resumed run's records goes what it will write again."""
+    run.hold = FileLock(f"{out_dir}/lock", blocking=False)  # held as long as it is kept
     try:
         os.makedirs(out_dir, exist_ok=True)
         run.hold.acquire()
@@ -741,9 +729,9 @@ def start_folder(run):
         fail(f"another run is writing to {out_dir}/: give this one its own --out_dir, or wait")
     except OSError as error:
         fail(f"nothing can be written to out_dir={out_dir!r}: {error.strerror}")
-    records = [Path(out_dir, name) for name in ("log.jsonl", "samples.jsonl")]
+    records = Path(out_dir, "log.jsonl"), Path(out_dir, "samples.jsonl")
     if resume:
-        for path in records:
+        for path in filter(Path.exists, records):
             truncate_log(path, run.progress.step)
     elif os.path.exists(f"{out_dir}/latest.pt"):
         move_aside(run)
@@ -774,13 +762,12 @@ def move_aside(run):
 
 def truncate_log(path, step):
     """Drop the lines after `step`, that of a stage that begins there, and a half-written last one."""
-    if path.exists():
-        *lines, _ = path.read_bytes().split(b"\n")
-        with written(path, "wb") as file:
-            for line in lines:
-                record = json.loads(line)
-                if record["step"] < step + (record.get("event") != "stage"):
-                    file.write(line + b"\n")
+    *lines, _ = path.read_bytes().split(b"\n")
+    with written(path, "wb") as file:
+        for line in lines:
+            record = json.loads(line)
+            if record["step"] < step + (record.get("event") != "stage"):
+                file.write(line + b"\n")
 
 
 class Log:
@@ -804,8 +791,9 @@ class Log:
         text = bars.TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
         left = bars.TimeRemainingColumn(elapsed_when_finished=True)
         room = [bars.BarColumn(16)] if run.console.width >= 80 else []  # loss and bound come first
-        self.bar = bars.Progress(*room, bars.MofNCompleteColumn(), left, text, expand=True,
-                                 console=run.console, disable=not run.console.is_terminal)
+        self.bar = bars.Progress(
+            *room, bars.MofNCompleteColumn(), left, text, expand=True, console=run.console,
+            disable=not run.console.is_terminal)
         self.task = self.bar.add_task("", total=run.steps, completed=run.progress.step)
         self.bar.start()
         self.shown = 0
@@ -815,7 +803,7 @@ class Log:
         p = run.progress
         line = {"step": p.step, "epoch": round(run.epochs, 3), "stage": p.stage + 1} | line
         print(json.dumps(line), file=self.file, flush=True)
-        numbers = {key: x for key, x in line.items() if isinstance(x, (int, float)) and key != "step"}
+        numbers = {key: x for key, x in line.items() if isinstance(x, int | float) and key != "step"}
         for key, value in numbers.items() if self.board else ():
             self.board.add_scalar(key, value, p.step)
         if self.wandb:
@@ -826,14 +814,14 @@ class Log:
         p = run.progress
         each = p.seconds / p.stage_step
         known = "" if math.isnan(p.bound) else f"bound {p.bound:.3f} "
-        left = each * (run.plan[p.stage].steps - p.stage_step)
+        left = each * (run.stage["steps"] - p.stage_step)
         text = (f"loss {line['loss']:.3f} {known}{run.stage['name']} epoch {line['epoch']:.1f} "
                 f"rate {line['mask_rate']:.2f} {line['tokens_per_second']:,.0f} tok/s, "
                 f"{left / 60:.0f} min left in the stage")
         self.bar.update(self.task, completed=p.step, description=text)
         self.shown += 1
         if self.shown == 3:
-            rest = each * (run.steps - p.step) + evaluations(run) * evaluation_seconds(run)
+            rest = each * (run.steps - p.step) + evaluation_seconds(run)
             run.say(f"about {duration(rest)} to go; Ctrl-C stops, --resume goes on"
                     + ("; config/demo.py takes minutes" if rest > 3600 else ""))
         if not run.console.is_terminal and time.time() - run.said > 10:
@@ -871,18 +859,14 @@ def measured_seconds(run):
 
 
 def evaluation_seconds(run):
-    """Of an evaluation with its sample, from a batch of its rows."""
+    """Of the evaluations to come and their samples, from a batch of rows; the last counts as four."""
     rows, points = validation(run)
     some = rows[:max(1, 8192 // block_size)]
     with run.autocast:
         judging = timed(held_out_bound, run.net, some, 1) * len(rows) * (1 if causal else points) / len(some)
-    return judging + (timed(sample_from, run) if sample_tokens else 0)
-
-
-def evaluations(run):
-    """How many are to come, the last counted as the four that it is."""
-    ends = {*np.cumsum([part.steps for part in run.plan]), *range(eval_interval, run.steps, eval_interval)}
-    return 3 + sum(end > run.progress.step for end in ends)
+    writing = timed(sample_from, run) if sample_tokens else 0
+    ends = {*np.cumsum([part["steps"] for part in run.plan]), *range(eval_interval, run.steps, eval_interval)}
+    return (3 + sum(end > run.progress.step for end in ends)) * (judging + writing)
 
 
 def duration(seconds):
@@ -898,28 +882,31 @@ def print_plan(run):
     console, config, memory = Console(soft_wrap=True, highlight=False), run.net.config, run.memory()
     sizes = count_parameters(config)
     console.print("Parameters: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
-    console.print(f"Memory (estimate): {memory['training_gb']:.2f} GB to train in micro-batches of "
-                  f"{run.micro}, {memory['inference_gb']:.2f} GB to sample; "
-                  f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
-    table = Table("stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (measured)",
-                  title=f"{run.steps:,} steps")
-    judging = evaluations(run) * evaluation_seconds(run)
-    seen, flops, taken, each = 0, 0, 0.0, measured_seconds(run)
-    for stage, (per_epoch, steps), seconds in zip(stages, run.plan, each):
-        (low, high), stream = stage["mask_rate"], run.stream(stage)
-        tokens, lengths = int(len(stream.tokens) * steps / per_epoch), np.diff(stream.pieces(block_size))
+    console.print(
+        f"Memory (estimate): {memory['training_gb']:.2f} GB to train in micro-batches of {run.micro}, "
+        f"{memory['inference_gb']:.2f} GB to sample; "
+        f"{'fits' if memory['fits_8gb_gpu'] else 'does not fit'} an 8 GB GPU")
+    table = Table(
+        "stage", "data", "mask rate", "steps", "tokens", "FLOPs", "time (measured)",
+        title=f"{run.steps:,} steps")
+    judging = evaluation_seconds(run)
+    seen, flops, taken = 0, 0, 0.0
+    for stage, each in zip(run.plan, measured_seconds(run)):
+        (low, high), stream, steps = stage["mask_rate"], run.stream(stage), stage["steps"]
+        tokens = int(len(stream.tokens) * steps / stage["per_epoch"])
+        lengths = np.diff(stream.pieces(block_size))
         length = int(np.average(lengths, weights=lengths))  # of the row that the average token stands in
         of_stage = training_flops(config, tokens, int(tokens * (1 if causal else mean_rate(stage))), length)
-        seen, flops, taken = seen + tokens, flops + of_stage, taken + seconds * steps
-        table.add_row(stage["name"], stage["data"], f"{low}-{high}", f"{steps:,}", f"{tokens:,}",
-                      f"{of_stage:.2e}", duration(seconds * steps))
-    console.print(table)
+        seen, flops, taken = seen + tokens, flops + of_stage, taken + each * steps
+        table.add_row(
+            stage["name"], stage["data"], f"{low}-{high}", f"{steps:,}", f"{tokens:,}", f"{of_stage:.2e}",
+            duration(each * steps))
     unique = len(run.streams["stage3_train"].tokens)
     epochs, critical = seen / unique, 2.12e15 * (unique / 1e6) ** 2.174
     # 2510.03280's fit as power laws through its values at 100K and 500K tokens
     fivefold = math.log(unique / 1e5, 5)
     console.print(
-        f"All of it: {flops:.2e} FLOPs, {duration(taken + judging)}, of which {duration(judging)} "
+        table, f"All of it: {flops:.2e} FLOPs, {duration(taken + judging)}, of which {duration(judging)} "
         f"for evaluations; {epochs:.0f} passes' worth of the book's {unique:,} training tokens.\n"
         "Extrapolation (arXiv 2507.15857, of 25M-100M tokens): diffusion overtakes autoregression above "
         f"C_crit = {critical:.2e} FLOPs, this run has {flops / critical:.1f} times that. Measured on four "
@@ -958,18 +945,19 @@ def draw_curves():
         from matplotlib.figure import Figure
     except ImportError:
         return
-    lines = list(map(json.loads, Path(out_dir, "log.jsonl").read_text("utf-8").splitlines()))
+    lines = [*map(json.loads, Path(out_dir, "log.jsonl").read_text("utf-8").splitlines())]
     figure, grey = Figure((8, 3.2), layout="constrained"), "#808080"
     left = figure.subplots()
-    for axis, key, hue, what in ((left, "loss", "#6a94c8", "training loss, nats per token"),
-                                 (left.twinx(), "val_bits_per_byte", "#c2702e", "validation, bits per byte")):
+    for axis, key, hue, what in (
+            (left, "loss", "#6a94c8", "training loss, nats per token"),
+            (left.twinx(), "val_bits_per_byte", "#c2702e", "validation, bits per byte")):
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         axis.plot(*zip(*points), color=hue)
         axis.set_ylabel(what, color=hue)
         axis.tick_params(colors=grey)
         axis.spines[:].set_color(grey)
     begun = [line["step"] for line in lines if line.get("event") == "stage"] + [lines[-1]["step"]]
-    for a, b in list(pairwise(begun))[::2]:
+    for a, b in zip(begun[::2], begun[1::2]):
         left.axvspan(a, b, color=grey, alpha=0.15, linewidth=0)
     left.set_xlabel("steps", color=grey)
     # where the disk is full, the run itself is safe

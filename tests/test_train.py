@@ -518,7 +518,7 @@ def test_a_thousand_random_settings_are_accepted_or_refused_in_one_line(folder, 
                 run = train.open_run()
             ends["accepted"] += 1
             if ends["accepted"] % 15 == 0:
-                train.eval_masks, train.sample_tokens, run.plan = 8, min(train.sample_tokens, 4), [part._replace(steps=1) for part in run.plan]
+                train.eval_masks, train.sample_tokens, run.plan = 8, min(train.sample_tokens, 4), [part | {"steps": 1} for part in run.plan]
                 train.start(run)
                 train.train(run)
                 train.close_run(run, "done")
