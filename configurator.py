@@ -201,7 +201,7 @@ def assign(knobs, default, kinds, key, text):
         # no literal, or one too deep, stays a string
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             text = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    holder[last] = checked(key, text, like, {key: kind})
+    holder[last] = checked(key, text, like, kinds | {key: kind})
 
 
 def checked(key, value, like, kinds):

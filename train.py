@@ -418,7 +418,7 @@ def fit_to_memory(run):
 
 @of_this_version()
 def restore(run, saved):
-    """Go on where the saved run was: in its last stage, if that ended and now has more steps."""
+    """Go on where the saved run was: in its last stage, if that ended and now has more steps or patience."""
     before, here = saved["training"].get("data", {}), run.digests
     if changed := [name for name in here if before.get(name) != here[name]]:
         fail(f"cannot resume {out_dir}/latest.pt: data/{run.knobs['dataset']} has changed since "
@@ -429,10 +429,14 @@ def restore(run, saved):
     run.scaler.load_state_dict(saved["scaler"])
     run.effective = saved["training"]["effective_batch"]
     run.progress = p = Progress(**saved["progress"])
-    if p.stage == len(stages) and p.results[-1]["steps"] < run.stage["steps"]:
-        p.stage, p.stage_step = p.stage - 1, p.results.pop()["steps"]
-    elif p.stage == len(stages):
-        run.say(f"this run is complete; more epochs or max_steps of --stages.{p.stage - 1} go on with it")
+    if p.stage == len(stages):
+        done = p.results[-1]
+        stage = done["stage"] - 1
+        if done["steps"] < run.plan[stage]["steps"] and not out_of_patience(p):
+            p.stage, p.stage_step = stage, p.results.pop()["steps"]
+        else:
+            run.say(f"this run is complete; more epochs or max_steps of --stages.{stage}, or more patience, "
+                    "go on with it")
 
 
 # ---- the step

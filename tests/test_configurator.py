@@ -74,6 +74,7 @@ def test_fields_of_a_dataclass_are_knobs_by_either_name_and_in_files(run):
     assert got["top_k"] == 3                                        # a knob of its own name goes before a field
     assert {k: got["sampling"][k] for k in ("steps", "order", "threshold", "temperature")} == {
         "steps": 9, "order": "random", "threshold": 0.5, "temperature": 1.0}
+    assert run("--sampling={'threshold': 0.5}")["sampling"] | {"threshold": None} == run()["sampling"]
 
 
 def test_a_saved_configuration_is_a_config_file(run, tmp_path):

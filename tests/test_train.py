@@ -576,4 +576,10 @@ def test_stages_end_by_validation_when_patience_is_set(folder):
     results = json.loads((folder / "out/curriculum_results.json").read_text())
     assert len(results) == 3 and all(r["steps"] < 12 and "without improvement" in r["ended"] for r in results)
     done = script("train.py", *QUICK, *STAGES, "--learning_rate=1e-12", "--eval_interval=2", "--patience=2", cwd=folder)
-    assert len(json.loads((folder / "out/curriculum_results.json").read_text())) == 1 and "stopped early" in (folder / "out/curriculum_results.json").read_text()
+    results = (folder / "out/curriculum_results.json").read_text()
+    assert len(json.loads(results)) == 1 and "stopped early" in results
+    resumed = script("train.py", "--resume", cwd=folder)
+    assert "this run is complete" in resumed.stderr and (folder / "out/curriculum_results.json").read_text() == results
+    assert script("train.py", "--resume", "--patience=3", cwd=folder).returncode == 0
+    more, = json.loads((folder / "out/curriculum_results.json").read_text())
+    assert more["stage"] == 1 and more["steps"] == json.loads(results)[0]["steps"] + 2
