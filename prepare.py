@@ -28,33 +28,33 @@ import numpy as np
 from configurator import configure, fail, run_script, written
 from reading import Found, clean, download, read_book, sentence_starts
 
-book = "book.txt"           # a .txt, .html, .epub or .fb2 file, or an https:// address, downloaded once
-encoding = ""               # of the file, as in windows-1251; empty: as it says, or recognised
-title = ""                  # of the book; empty: as the file says
-block_size = 512            # tokens in the longest example; training may use less, never more [16, 65536]
-seed = 1                    # places the held-out blocks [0, ...)
-val_share = 0.05            # of the text, held out to choose checkpoints (0, 0.25]
-test_share = 0.05           # of it, held out to be reported (0, 0.25]
-heldout_tokens = 5000       # in each of these, at least: fewer cannot tell models apart [0, 10000000]
-heldout_blocks = 6          # contiguous blocks in each; a short book has fewer [1, ...)
-tokenizer = "book"          # book: its own BPE; gpt2: what it uses of GPT-2's vocabulary {book, gpt2}
-vocab_size = 8192           # book: tokens at most, special ones included [260, 65535]
-target_coverage = 1.0       # gpt2: share of training tokens that stay whole; others become pieces (0, 1]
-min_count = 1               # gpt2: what training text has less often becomes pieces too [0, ...)
-n_embd = 768                # the model's width, to report what the vocabulary saves [1, 100000]
-reference = ""              # a text whose paragraphs measure lexical rarity instead of the book's
+book = "book.txt"  # a .txt, .html, .epub or .fb2 file, or an https:// address, downloaded once
+encoding = ""  # of the file, as in windows-1251; empty: as it says, or recognised
+title = ""  # of the book; empty: as the file says
+block_size = 512  # tokens in the longest example; training may use less, never more [16, 65536]
+seed = 1  # places the held-out blocks [0, ...)
+val_share = 0.05  # of the text, held out to choose checkpoints (0, 0.25]
+test_share = 0.05  # of it, held out to be reported (0, 0.25]
+heldout_tokens = 5000  # in each of these, at least: fewer cannot tell models apart [0, 10000000]
+heldout_blocks = 6  # contiguous blocks in each; a short book has fewer [1, ...)
+tokenizer = "book"  # book: its own BPE; gpt2: what it uses of GPT-2's vocabulary {book, gpt2}
+vocab_size = 8192  # book: tokens at most, special ones included [260, 65535]
+target_coverage = 1.0  # gpt2: share of training tokens that stay whole; others become pieces (0, 1]
+min_count = 1  # gpt2: what training text has less often becomes pieces too [0, ...)
+n_embd = 768  # the model's width, to report what the vocabulary saves [1, 100000]
+reference = ""  # a text whose paragraphs measure lexical rarity instead of the book's
 argument_structure = False  # label Toulmin's roles (English); stage II pairs evidence with claim
 # of percentile ranks in a sentence's difficulty; below zero, a high score makes it easier
 difficulty_weights = {"lexical_rarity": 1.0, "syntactic_complexity": 2.0, "thematic_centrality": -0.25,
                       "yules_k": -0.25}
 stage1_complexity = 0.3333  # stage I: sentences up to this percentile of syntactic complexity [0, 1]
 stage1_centrality = 0.6667  # and from this one of thematic centrality [0, 1]
-stage1_min_words = 3        # of at least so many words [0, ...)
-stage1_max_words = 40       # and at most so many [1, ...)
+stage1_min_words = 3  # of at least so many words [0, ...)
+stage1_max_words = 40  # and at most so many [1, ...)
 stage2_complexity = 0.6667  # stage II: pairs of sentences up to this percentile [0, 1]
-min_stage_share = 0.05      # examples of stages I and II per training sentence, at least [0, 10]
-max_relaxation = 0.25       # with fewer, percentiles move, at most this far; then examples repeat [0, 1]
-show_extremes = 0           # print so many of the hardest and easiest sentences, and stage examples [0, ...)
+min_stage_share = 0.05  # examples of stages I and II per training sentence, at least [0, 10]
+max_relaxation = 0.25  # with fewer, percentiles move, at most this far; then examples repeat [0, 1]
+show_extremes = 0  # print so many of the hardest and easiest sentences, and stage examples [0, ...)
 
 GPT2_SIZE = 50257
 

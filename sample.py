@@ -36,26 +36,26 @@ from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, denoise, load_model, pad, pick_device, set_up_cpu
 from prepare import Tokenizer
 
-out_dir = "out"          # where train.py left its checkpoints
-checkpoint = ""          # a checkpoint's path; empty: best.pt in out_dir
-device = ""              # cpu, cuda, mps; empty: a GPU if there is one
-prompt = ""              # text to continue; empty: write from nothing
-suffix = ""              # text that follows, after a space if it begins with a word
-template = ""            # text with gaps to fill: ____ of any length, ____(12) of twelve tokens
-max_tokens = 128         # tokens to write after the prompt [1, 1000000]
-num_samples = 1          # texts per prompt, from seed, seed + 1 and so on [1, 1000000]
-seed = 1                 # where chance begins [0, 9007199254740991]
-sampling = Sampling()    # how text is drawn; its fields, in model.py, are knobs as well
+out_dir = "out"  # where train.py left its checkpoints
+checkpoint = ""  # a checkpoint's path; empty: best.pt in out_dir
+device = ""  # cpu, cuda, mps; empty: a GPU if there is one
+prompt = ""  # text to continue; empty: write from nothing
+suffix = ""  # text that follows, after a space if it begins with a word
+template = ""  # text with gaps to fill: ____ of any length, ____(12) of twelve tokens
+max_tokens = 128  # tokens to write after the prompt [1, 1000000]
+num_samples = 1  # texts per prompt, from seed, seed + 1 and so on [1, 1000000]
+seed = 1  # where chance begins [0, 9007199254740991]
+sampling = Sampling()  # how text is drawn; its fields, in model.py, are knobs as well
 gap_lengths = [1, 2, 3, 5, 8]  # tokens to try in a gap of any length; the likeliest text stays [1, 1000]
-output = ""              # a JSON file for the results
-batch = ""               # a file of prompts or templates, one a line
-interactive = False      # a prompt to type at; /help says what it knows
+output = ""  # a JSON file for the results
+batch = ""  # a file of prompts or templates, one a line
+interactive = False  # a prompt to type at; /help says what it knows
 animate: bool | None = None  # watch the text appear; None: only with --interactive
-speed = 1.0              # of the animation: 2 is twice as fast, 0 does not wait [0, ...)
-draft = False            # animations show what the model would put under the masks
-save_animation = ""      # FILE.html or FILE.gif: the first text's animation
-benchmark = False        # tokens per second over steps and orders
-save_model = ""          # a folder for the model as others read it: safetensors, JSON, a card
+speed = 1.0  # of the animation: 2 is twice as fast, 0 does not wait [0, ...)
+draft = False  # animations show what the model would put under the masks
+save_animation = ""  # FILE.html or FILE.gif: the first text's animation
+benchmark = False  # tokens per second over steps and orders
+save_model = ""  # a folder for the model as others read it: safetensors, JSON, a card
 
 CHOICES = {f.name: f.metadata["choices"] for f in fields(Sampling)}
 TRIES = 25  # combinations of gap lengths, at most

@@ -36,14 +36,14 @@ from configurator import configure, fail, run_script
 from model import Sampling, Step, count_parameters, denoise, estimate_memory
 from prepare import read_prepared
 
-out_dir = "out"     # where train.py left its checkpoints
-checkpoint = ""     # a checkpoint's path; empty: best.pt in out_dir
-race = ""           # the out_dir of a causal twin, to write side by side
-device = ""         # cpu, cuda, mps; empty: a GPU if there is one
+out_dir = "out"  # where train.py left its checkpoints
+checkpoint = ""  # a checkpoint's path; empty: best.pt in out_dir
+race = ""  # the out_dir of a causal twin, to write side by side
+device = ""  # cpu, cuda, mps; empty: a GPU if there is one
 host = "127.0.0.1"  # to listen at; any but this machine's own lets others use the model
-port = 5000         # to listen at; 0: any free one [0, 65535]
-origin = ""         # address of a tunnel or proxy that leads here: https://books.example.org
-longest = 1024      # tokens in the longest text, prompt included [2, 1000000]
+port = 5000  # to listen at; 0: any free one [0, 65535]
+origin = ""  # address of a tunnel or proxy that leads here: https://books.example.org
+longest = 1024  # tokens in the longest text, prompt included [2, 1000000]
 
 MESSAGE_BYTES = 65536  # a longer message ends its connection
 MESSAGES_PER_SECOND = 40  # and so do more than these

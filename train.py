@@ -59,23 +59,23 @@ from model import (
 from prepare import prepared, read_stream
 
 # data and run
-dataset = ""            # name under data/; empty: the book prepared last
-out_dir = "out"         # of checkpoints, log and samples
-resume = False          # continue the run in out_dir
-dry_run = False         # print the plan and stop
-seed = 1337             # of weights, batches and masks [0, 2000000000]
-device = "auto"         # auto, cpu, cuda, cuda:1, mps
-dtype = "auto"          # of the arithmetic; weights stay float32 {auto, float32, bfloat16, float16}
-compile = False         # torch.compile: minutes to start, faster steps on a GPU
+dataset = ""  # name under data/; empty: the book prepared last
+out_dir = "out"  # of checkpoints, log and samples
+resume = False  # continue the run in out_dir
+dry_run = False  # print the plan and stop
+seed = 1337  # of weights, batches and masks [0, 2000000000]
+device = "auto"  # auto, cpu, cuda, cuda:1, mps
+dtype = "auto"  # of the arithmetic; weights stay float32 {auto, float32, bfloat16, float16}
+compile = False  # torch.compile: minutes to start, faster steps on a GPU
 # the network
-n_layer = 6             # transformer blocks [1, 1000]
-n_head = 6              # attention heads [1, 1000]
-n_embd = 384            # width, n_head times an even number [2, 100000]
-block_size = 256        # tokens in a row; text is cut anew each epoch [2, 65536]
-dropout = 0.0           # of residual branches and embeddings [0, 1)
-causal = False          # True: the autoregressive twin, on the same data
-rope_base = 10000.0     # wavelength base of the rotary embeddings [1, ...)
-conv = 5                # width of the short convolution before attention; 0: none [0, 99]
+n_layer = 6  # transformer blocks [1, 1000]
+n_head = 6  # attention heads [1, 1000]
+n_embd = 384  # width, n_head times an even number [2, 100000]
+block_size = 256  # tokens in a row; text is cut anew each epoch [2, 65536]
+dropout = 0.0  # of residual branches and embeddings [0, 1)
+causal = False  # True: the autoregressive twin, on the same data
+rope_base = 10000.0  # wavelength base of the rotary embeddings [1, ...)
+conv = 5  # width of the short convolution before attention; 0: none [0, 99]
 embedding_init = "cooccurrence"  # from the training text, or from chance {cooccurrence, normal}
 # the curriculum: each stage's stream, window of mask rates, share of rows that draw from all of them
 stages = [
@@ -85,32 +85,32 @@ stages = [
      "epochs": 150.0, "max_steps": 0, "lr_factor": 0.8},
     {"name": "refinement", "data": "stage3", "mask_rate": [0.05, 0.20], "replay": 0.5,
      "epochs": 300.0, "max_steps": 0, "lr_factor": 0.5}]
-stage_patience = 0      # evaluations without improvement that end a stage early; 0: never [0, ...)
-patience = 0            # evaluations without a new best that end the run; 0: never [0, ...)
-carry_over = False      # one optimizer, warm-up and cosine for all stages; False: fresh in each
+stage_patience = 0  # evaluations without improvement that end a stage early; 0: never [0, ...)
+patience = 0  # evaluations without a new best that end the run; 0: never [0, ...)
+carry_over = False  # one optimizer, warm-up and cosine for all stages; False: fresh in each
 # optimisation
 batch_size: int | str = 8  # rows of block_size tokens in a micro-batch (more if shorter), or auto [1, 65536]
-grad_accum = 2          # micro-batches in a step, of all processes together [1, 65536]
-learning_rate = 1e-3    # AdamW's at its peak in a stage with lr_factor 1 (0, ...)
-min_lr = 0.1            # where the cosine ends, as a share of the peak [0, 1]
-warmup_steps = 100      # linear warm-up, at most a tenth of what it precedes [0, ...)
-beta1 = 0.9             # AdamW [0, 1)
-beta2 = 0.95            # AdamW [0, 1)
-weight_decay = 0.01     # of matrices; none on norms and the convolution [0, ...)
+grad_accum = 2  # micro-batches in a step, of all processes together [1, 65536]
+learning_rate = 1e-3  # AdamW's at its peak in a stage with lr_factor 1 (0, ...)
+min_lr = 0.1  # where the cosine ends, as a share of the peak [0, 1]
+warmup_steps = 100  # linear warm-up, at most a tenth of what it precedes [0, ...)
+beta1 = 0.9  # AdamW [0, 1)
+beta2 = 0.95  # AdamW [0, 1)
+weight_decay = 0.01  # of matrices; none on norms and the convolution [0, ...)
 embedding_weight_decay = 0.0  # of the tied embedding [0, ...)
-grad_clip = 1.0         # largest gradient norm; 0: no clipping [0, ...)
-teacher = ""            # an earlier run's best.pt: half of what is learnt is what it predicts
-even_weights = True     # of hidden tokens in the loss; False: the bound's, more where few are hidden
-label_smoothing = 0.0   # of the training loss; the bound is measured without [0, 1]
-ema = 0.0               # decay of an average of the weights, evaluated and saved instead; 0: off [0, 1)
+grad_clip = 1.0  # largest gradient norm; 0: no clipping [0, ...)
+teacher = ""  # an earlier run's best.pt: half of what is learnt is what it predicts
+even_weights = True  # of hidden tokens in the loss; False: the bound's, more where few are hidden
+label_smoothing = 0.0  # of the training loss; the bound is measured without [0, 1]
+ema = 0.0  # decay of an average of the weights, evaluated and saved instead; 0: off [0, 1)
 checkpointing: bool | str = "auto"  # recompute activations in backward; auto: if a GPU needs it
 # watching
-eval_interval = 250     # steps between evaluations with a checkpoint; a stage ends with one [1, ...)
-eval_masks = 512        # held-out rows times masks in an evaluation; in the last four times [1, 1000000]
-sample_tokens = 64      # length of the sample beside each evaluation; 0: none [0, ...)
-log_interval = 10       # steps between lines in log.jsonl [1, ...)
-tensorboard = True      # write out_dir/tensorboard/ if that is installed
-wandb_project = ""      # log to this Weights & Biases project as well
+eval_interval = 250  # steps between evaluations with a checkpoint; a stage ends with one [1, ...)
+eval_masks = 512  # held-out rows times masks in an evaluation; in the last four times [1, 1000000]
+sample_tokens = 64  # length of the sample beside each evaluation; 0: none [0, ...)
+log_interval = 10  # steps between lines in log.jsonl [1, ...)
+tensorboard = True  # write out_dir/tensorboard/ if that is installed
+wandb_project = ""  # log to this Weights & Biases project as well
 
 # knobs, and keys of a stage, that may differ when a run is resumed
 FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_masks", "sample_tokens", "log_interval",
