@@ -99,7 +99,8 @@ class ShortConvolution(nn.Module):
         T, width = x.shape[1], len(self.weight)
         around = x if real is None else x * real[:, :, None]
         around = F.pad(around, (0, 0, self.left, width - 1 - self.left))
-        return x + sum(self.weight[i] * around[:, i:i + T] for i in range(width))
+        first, *others = (self.weight[i] * around[:, i:i + T] for i in range(width))
+        return x + sum(others, first)
 
 
 class Block(nn.Module):
@@ -123,11 +124,11 @@ class Block(nn.Module):
     def forward(self, x, real, where=None):
         """x (B, T, d) -> the same, or (M, d): only what stands where `where` (B, T) holds. real (B, T) bool:
         not padding, or None."""
-        y = self.attend(x, real)
+        both = [rows.flatten(0, 1) for rows in (x, self.attend(x, real))]
         if where is None:
-            return self.behind(x.flatten(0, 1), y.flatten(0, 1)).view_as(x)
-        places = where.nonzero(as_tuple=True)
-        return self.behind(x[places], y[places])
+            return self.behind(*both).view_as(x)
+        places = where.flatten().nonzero()[:, 0]
+        return self.behind(*(rows.index_select(0, places) for rows in both))
 
     def attend(self, x, real):
         """(B, T, d): what each position has read of the others."""
