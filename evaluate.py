@@ -15,7 +15,6 @@ import json
 import lzma
 import math
 import re
-import sys
 from collections import Counter, namedtuple
 from functools import partial
 from itertools import chain, cycle, groupby, pairwise
@@ -29,16 +28,7 @@ from rich.progress import BarColumn, Progress, TimeElapsedColumn
 import sample
 from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, count_parameters, held_out_bound, pad, parts, peak_memory_gb, spread
-from prepare import (
-    clean,
-    is_english,
-    prepared,
-    read_book,
-    read_prepared,
-    read_stream,
-    words_of,
-    yules_k,
-)
+from prepare import clean, is_english, prepared, read_book, read_prepared, read_stream, words_of, yules_k
 
 out_dir = "out"        # where the checkpoints are and the evaluation goes
 checkpoint = ""        # a checkpoint's path; empty: best.pt in out_dir
@@ -117,7 +107,7 @@ def passages_of(text, length):
 
 
 def ngrams(items, n):
-    return list(zip(*(items[i:] for i in range(n))))
+    return [*zip(*(items[i:] for i in range(n)))]
 
 
 def mean(values):
@@ -126,7 +116,8 @@ def mean(values):
 
 
 def type_token_ratio(words):
-    return len(set(words)) / len(words)
+    """Distinct ones per word, or None."""
+    return len(set(words)) / len(words) if words else None
 
 
 def mattr(words, window=50):
@@ -165,8 +156,7 @@ def jensen_shannon(p, q):
 
 def distinct_n(texts, n):
     """Distinct n-grams per n-gram of all texts, lists of words (Li et al., 1510.03055), or None."""
-    grams = [gram for words in texts for gram in ngrams(words, n)]
-    return len(set(grams)) / len(grams) if grams else None
+    return type_token_ratio([gram for words in texts for gram in ngrams(words, n)])
 
 
 def repetition(texts, n=4):
@@ -433,18 +423,11 @@ def chop(examples, block_size):
 def bits_per_byte(nats, sizes):
     """(ratio, its standard error) from nats and bytes per sequence, both (N,): a ratio estimator's (Cochran
     1977, sec. 2.11), of text and masks, as if neighbours were independent; None for one."""
-    nats, sizes = np.asarray(nats, float), np.asarray(sizes, float)
+    nats, sizes = map(np.asarray, (nats, sizes))
     n, ratio = len(nats), nats.sum() / sizes.sum()
     squares = np.square(nats - ratio * sizes).sum()
     error = math.sqrt(n / (n - 1) * squares) / sizes.sum() / LN2 if n > 1 else None
     return ratio / LN2, error
-
-
-def masked_perplexity(model, sequences, seed):
-    """{rate: exp of the mean -log p of masked tokens}, no likelihood"""
-    found = held_out_bound(model, sequences, seed=seed, rates=RATES * MASK_DRAWS)
-    nats, k = (x.sum(0).view(MASK_DRAWS, -1).sum(0) for x in (found.nats, found.k))
-    return dict(zip(map(str, RATES), (nats / k).exp().tolist()))
 
 
 @torch.no_grad()
@@ -488,7 +471,9 @@ def likelihood(model, sequences, sizes, seed, advance):
         weighted = (bound.nats * bound.length[:, None] / bound.k).unflatten(1, (10, -1)).mean(2)
         result["bits_per_token_by_mask_rate"] = (weighted.sum(0) / tokens / LN2).tolist()
         advance("masked perplexity")
-        result["masked_perplexity"] = masked_perplexity(model, sequences, seed)
+        nats_and_k = held_out_bound(model, sequences, seed=seed, rates=RATES * MASK_DRAWS)[:2]
+        hidden, k = (x.sum(0).view(MASK_DRAWS, -1).sum(0) for x in nats_and_k)
+        result["masked_perplexity"] = dict(zip(map(str, RATES), (hidden / k).exp().tolist()))
         blocks = {"left_to_right_": 1, "sampler_order_": sampling.block_size or model.config.block_size}
         for name, block in blocks.items() if left_to_right else ():
             step = partial(advance, name.replace("_", " "))
@@ -521,13 +506,12 @@ def open_book(path, saved):
         tokens, offsets, digest = read_stream(folder, stream)
         if training.get("data", {}).get(stream, digest) != digest:
             fail(f"{folder}/{stream}.bin has changed since {path} was trained: {then}")
-        ids = tokens.tolist()
-        streams[stream] = [ids[a:b] for a, b in pairwise(offsets.tolist())]
+        streams[stream] = [ids.tolist() for ids in np.split(tokens, offsets[1:-1])]
     text, sentences, title = read_prepared(folder)
     for train, run in groupby(sentences, key=lambda s: s["split"] == "train"):
         run = [*run]
         texts[train] += text[run[0]["start"]:run[-1]["end"]] + "\n\n"
-    openings = [opening_of(text[s["start"]:s["end"]]) for s in sentences if s["split"] == split]
+    openings = (opening_of(text[s["start"]:s["end"]]) for s in sentences if s["split"] == split)
     return SimpleNamespace(
         name=folder.name, title=title, train=streams.pop("stage3_train"), held_out=streams,
         train_text=texts[True], held_out_text=texts[False], english=is_english(words_of(texts[True])),
@@ -550,8 +534,7 @@ def choose_prompts(openings, tokenizer, context, notes):
         notes.append("No held-out sentence has ten words: samples are written without a prompt.")
     drawn = sorted(np.random.default_rng(seed).permutation(len(openings))[:n_prompts])
     # where no spaces are written six "words" may be long
-    cut = [tokenizer.encode(openings[i])[:context // 2] for i in drawn]
-    return [tokenizer.decode(ids, "ignore") for ids in cut] or [""]
+    return [tokenizer.decode(tokenizer.encode(openings[i])[:context // 2], "ignore") for i in drawn] or [""]
 
 
 def write_samples(model, tokenizer, chosen):
@@ -564,13 +547,10 @@ def write_samples(model, tokenizer, chosen):
             fail(f"the prompt {prompt!r} leaves no room in the model's context of {context} tokens")
         for _ in range(n_seeds):
             jobs.append(sample.job_of(model, tokenizer, words, [prompt, room], seed + len(jobs), sampling))
-
-    def texts_of(jobs):
-        return [{"ids": row[jobs[i].row == model.config.mask_id].tolist()} | result
-                for i, row, result in sample.write(model, tokenizer, jobs, sampling)]
-
     try:
-        samples, [one] = texts_of(jobs), texts_of(jobs[:1])
+        *samples, one = (
+            {"ids": row[jobs[i].row == model.config.mask_id].tolist()} | result
+            for some in (jobs, jobs[:1]) for i, row, result in sample.write(model, tokenizer, some, sampling))
     except ValueError as error:
         fail(error)
     tokens, seconds, steps = (sum(s[key] for s in samples) for key in ("tokens", "seconds", "steps"))
@@ -587,7 +567,7 @@ def look_at(samples, source, ngram, tokenizer, notes):
     passages = [ids for ids in chop(chain(*source.held_out.values()), max(lengths))
                 if len(ids) >= min(lengths)]
     n = min(len(passages), len(samples))
-    kept = evenly(samples, n or len(samples))
+    kept = evenly(samples, n) or samples
     if n < len(samples):
         notes.append(f"Held-out text makes only {n} passages as long as the samples: they are compared with "
                      f"{len(kept)} of {len(samples)} samples.")
@@ -894,22 +874,22 @@ def main():
     for path in paths:  # said before any is measured
         if not path.exists():
             fail(f"no checkpoint at {path}: train one first, python train.py")
-    found, folder, columns = [], Path(out_dir), ("{task.description}", BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=sample.TERMINAL) as progress:
-        bar = progress.add_task("loading", total=9 * len(names))
+    found, folder = [], Path(out_dir)
+    with Progress("{task.description}", BarColumn(), TimeElapsedColumn(), console=sample.TERMINAL) as bars:
+        bar = bars.add_task("loading", total=9 * len(names))
 
         def advance(path, what, steps=1):
             if steps == 1 and not sample.TERMINAL.is_interactive:
                 sample.say(f"{path}: {what}")
-            progress.update(bar, advance=steps, description=f"{path}: {what}")
+            bars.update(bar, advance=steps, description=f"{path}: {what}")
 
         for path in paths:
             found.append(evaluate_checkpoint(path, partial(advance, path)))
             if found[-1].held_bytes != found[0].held_bytes:
                 fail(f"{path} has other held-out text than {names[0]}: they cannot be compared")
         compare_all(found)
-        results = [e.result | {"summary": summarise(e.result)} for e in found]
-        progress.update(bar, completed=9 * len(names), description="plots")
+        results = [e.result | dict(summary=summarise(e.result)) for e in found]
+        bars.update(bar, completed=9 * len(names), description="plots")
         folder.mkdir(parents=True, exist_ok=True)
         with written(folder / "evaluation.html") as file:
             file.write(page(results, names))
@@ -917,7 +897,7 @@ def main():
     for sentences, mark in zip(results[0]["summary"].values(), "+->"):
         for sentence in sentences:
             print(mark, sentence)
-    print(f"{folder}/evaluation.json and {folder}/evaluation.html", file=sys.stderr)
+    sample.say(f"{folder}/evaluation.json and {folder}/evaluation.html")
 
 
 if __name__ == "__main__":
