@@ -116,13 +116,12 @@ def mean(values):
 
 
 def type_token_ratio(words):
-    """Distinct ones per word, or None."""
     return len(set(words)) / len(words) if words else None
 
 
 def mattr(words, window=50):
     """Moving-average type-token ratio (Covington and McFall 2010)."""
-    return mean([type_token_ratio(gram) for gram in ngrams(words, min(window, len(words)))])
+    return mean([*map(type_token_ratio, ngrams(words, min(window, len(words))))])
 
 
 def mtld(words, threshold=0.72):
@@ -176,8 +175,9 @@ def self_bleu(texts):
     """Mean BLEU-4 of each text against the others (Zhu et al., 1802.01886), or None."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     smooth = SmoothingFunction().method1  # where no n-gram is shared the shorter ones still count
-    return mean([sentence_bleu(texts[:i] + texts[i + 1:], words, smoothing_function=smooth)
-                 for i, words in enumerate(texts) if len(texts) > 1])
+    return mean([
+        sentence_bleu(texts[:i] + texts[i + 1:], words, smoothing_function=smooth)
+        for i, words in enumerate(texts) if len(texts) > 1])
 
 
 def as_characters(ids):
@@ -204,10 +204,11 @@ def memorization(texts, source, decode):
             for i, n in enumerate(match_lengths(as_characters(ids), source))]
     text, begin, longest = max(runs, key=lambda run: run[2])
     copied = {(text, j) for text, i, n in runs if n >= COPIED for j in range(i, i + n)}
-    novelty = {str(n): mean([run < n for text, i, run in runs if i + n <= len(texts[text])])
-               for n in range(2, 17)}
-    return dict(longest_run_tokens=longest, longest_run_text=decode(texts[text][begin:begin + longest]),
-                copied_share=len(copied) / len(runs), tokens=len(runs), novelty=novelty)
+    novelty = {
+        str(n): mean([run < n for text, i, run in runs if i + n <= len(texts[text])]) for n in range(2, 17)}
+    return dict(
+        longest_run_tokens=longest, longest_run_text=decode(texts[text][begin:begin + longest]),
+        copied_share=len(copied) / len(runs), tokens=len(runs), novelty=novelty)
 
 
 # ---- style
@@ -238,10 +239,9 @@ def parsed(text):
     """(each sentence's part-of-speech tags, phrases as "NP DT JJ NN") from TextBlob's lexicon."""
     from textblob.en import parse
     sentences, phrases = [], []
-    for line in parse(text).split("\n"):
-        tokens = [token.rsplit("/", 3)[1:3] for token in line.split()]
-        sentences.append([tag for tag, _ in tokens])
-        for tag, chunk in tokens:
+    for sentence in parse(text).split():
+        sentences.append([tag for _, tag, *_ in sentence])
+        for _, tag, chunk, _ in sentence:
             if chunk.startswith("B-"):
                 phrases.append(f"{chunk[2:]} {tag}")
             elif chunk.startswith("I-") and phrases:
@@ -257,8 +257,9 @@ def traits(text, punkt, english):
                if (n := len(words_of(sentence)))]
     marks = len(re.findall(r"[^\w\s]", text)) - len(re.findall(r"\W", "".join(words)))
     numbers = {"punctuation": marks / len(words)}
-    profiles = dict(words=Counter(words), sentence_profile=Counter(str(n // 4) for n in lengths),
-                    character_profile=Counter(ngrams(text.lower(), 3)))
+    profiles = dict(
+        words=Counter(words), sentence_profile=Counter(str(n // 4) for n in lengths),
+        character_profile=Counter(ngrams(text.lower(), 3)))
     if english:
         import textstat
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -267,8 +268,9 @@ def traits(text, punkt, english):
         numbers |= dict(
             flesch_kincaid=textstat.flesch_kincaid_grade(text), gunning_fog=textstat.gunning_fog(text),
             function_words=function_words.total() / len(words))
-        profiles |= dict(function_profile=function_words, chunk_profile=Counter(phrases),
-                         tag_profile=Counter(chain(*map(pairwise, tags))))
+        profiles |= dict(
+            function_profile=function_words, chunk_profile=Counter(phrases),
+            tag_profile=Counter(chain(*map(pairwise, tags))))
     return words, lengths, numbers, profiles
 
 
@@ -280,8 +282,8 @@ class Passages:
         from sklearn.feature_extraction import DictVectorizer
         punkt = PunktSentenceTokenizer(" ".join(texts[:n]))
         self.words, self.lengths, self.numbers, profiles = zip(*(traits(t, punkt, english) for t in texts))
-        self.tables = {name: DictVectorizer().fit_transform([p[name] for p in profiles])
-                       for name in profiles[0]}
+        self.tables = {
+            name: DictVectorizer().fit_transform([p[name] for p in profiles]) for name in profiles[0]}
         self.n, self.book = n, self.sums(slice(n))
         self.top = np.argsort(-self.book["words"], kind="stable")[:150]
 
@@ -328,10 +330,10 @@ def style(of_book, groups, english):
             z = (column - own.mean()) / own.std()
             z, ends = (z.clip(0), (0, 0.95)) if best == "↓" else (z, (0.025, 0.975))
             deviations.append(z)
-            measures[name] = {"unit": unit, "range": np.quantile(own, ends).tolist()} | {
-                group: {"value": value, "deviation": deviation}
+            measures[name] = dict(unit=unit, range=np.quantile(own, ends).tolist()) | {
+                group: dict(value=value, deviation=deviation)
                 for group, value, deviation in zip(groups, column, z)}
-    distances = [np.sqrt(np.mean(np.square(z))) for z in zip(*deviations)]
+    distances = [np.sqrt(z.mean()) for z in np.square(deviations).T]
     limit, distance = np.quantile(distances[k:], 0.99), dict(zip(groups, distances))
     shares = {}  # of sentences of 1-5, 6-10, ... words, the last 76 and more
     for group, rows in zip(("book", *groups), (range(n), *others)):
@@ -347,8 +349,9 @@ def measure_style(train_text, held_out_text, completions, english, notes):
     """`style` of as many samples and controls, of one length; else None, the reason in notes."""
     lengths = sorted(map(len, map(words_of, completions)))
     length = max(1, lengths[len(lengths) // 10])  # the few shorter texts are left out
-    groups = {"generated": [p for text in completions for p in passages_of(text, length)[:1]],
-              "held_out": passages_of(held_out_text, length)}
+    groups = dict(
+        generated=[p for text in completions for p in passages_of(text, length)[:1]],
+        held_out=passages_of(held_out_text, length))
     if control:
         other = "\n\n".join(paragraph for paragraph, _ in clean(read_book(control)[0]))
         groups["control"] = passages_of(other, length)
@@ -463,9 +466,10 @@ def likelihood(model, sequences, sizes, seed, advance):
     exact, masks = model.config.causal, points or 10 * math.ceil(200 / len(sequences))
     bound = held_out_bound(model, sequences, masks, seed)
     nats, tokens = bound.per_sequence, int(bound.length.sum())
-    result = dict(perplexity=math.exp(nats.sum() / tokens), exact=exact, tokens=tokens, bytes=sum(sizes),
-                  sequences=len(sequences), masks_of_each=0 if exact else masks, masked_perplexity=None,
-                  bits_per_token_by_mask_rate=None)
+    result = dict(
+        perplexity=math.exp(nats.sum() / tokens), exact=exact, tokens=tokens, bytes=sum(sizes),
+        sequences=len(sequences), masks_of_each=0 if exact else masks, masked_perplexity=None,
+        bits_per_token_by_mask_rate=None)
     found = {"": nats, "left_to_right_": nats if exact else None, "sampler_order_": None}
     if not exact:
         weighted = (bound.nats * bound.length[:, None] / bound.k).unflatten(1, (10, -1)).mean(2)
@@ -486,10 +490,10 @@ def likelihood(model, sequences, sizes, seed, advance):
 
 def compressor(train, held_out):
     """(name, bits per byte) of the better of two: what held-out bytes add to training bytes."""
-    programs = dict(xz=partial(lzma.compress, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME),
-                    bzip2=bz2.compress)
-    added, name = min((len(pack(train + held_out)) - len(pack(train)), name)
-                      for name, pack in programs.items())
+    xz = partial(lzma.compress, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
+    added, name = min(
+        (len(pack(train + held_out)) - len(pack(train)), name)
+        for name, pack in (("xz", xz), ("bzip2", bz2.compress)))
     return name, 8 * added / len(held_out)
 
 
@@ -585,8 +589,9 @@ def look_at(samples, source, ngram, tokenizer, notes):
         found["diversity"][group] = varied = diversity(texts[group], prompts, alike)
         found["memorization"][group] = memorization(lists, chain(*source.train), tokenizer.decode)
         nats = np.mean(np.concatenate([*map(ngram.nats, lists)]))
-        found["judged"][group] = dict(ngram_perplexity=math.exp(nats), twin_perplexity=None,
-                                      entropy=varied["entropy"], repetition=varied["repetition"])
+        found["judged"][group] = dict(
+            ngram_perplexity=math.exp(nats), twin_perplexity=None, entropy=varied["entropy"],
+            repetition=varied["repetition"])
     return found, texts
 
 
@@ -599,11 +604,10 @@ def evaluate_checkpoint(path, advance):
     """Everything about a checkpoint but what others say of it"""
     model, tokenizer, saved = sample.load(path, device)
     source, training, context = open_book(path, saved), saved.get("training", {}), model.config.block_size
-    example, pieces = zip(*((i, piece) for i, ids in enumerate(source.held_out[split])
-                            for piece in chop([ids], context)))
+    example, pieces = zip(*(
+        (i, piece) for i, ids in enumerate(source.held_out[split]) for piece in chop([ids], context)))
     contents = [*map(tokenizer.decode_bytes, pieces)]
-    sizes, held_bytes = [*map(len, contents)], b"".join(contents)
-    notes = []
+    sizes, held_bytes, notes = [*map(len, contents)], b"".join(contents), []
     if len(pieces) < 10:
         notes.append(f"Held-out text is only {len(pieces)} sequences, {sum(sizes)} bytes: its standard error "
                      "is itself uncertain.")
@@ -629,18 +633,17 @@ def evaluate_checkpoint(path, advance):
     advance("memorization, diversity and similarity")
     looked, texts = look_at(samples, source, ngram, tokenizer, notes)
     advance("style")
-    styled = measure_style(source.train_text, source.held_out_text, [s["completion"] for s in samples],
-                           source.english, notes)
-
-    stages, at = training.get("knobs", {}).get("stages", []), (training.get("stage") or 1) - 1
+    stages, at = training.get("knobs", {}).get("stages", []), training.get("stage", 1) - 1
     course = training | next(iter(stages[at:]), {})  # with how its stage masked
     result = dict(
         checkpoint=str(path), book=source.name, title=source.title, split=split, seed=seed,
         parameters=count_parameters(model.config)["total"], causal=model.config.causal,
         trained={key: course.get(key) for key in (
             "step", "epoch", "stage", "val_bits_per_byte", "mask_rate", "replay")},
-        likelihood=figures, baselines=floor, style=styled, **looked, speed=speed,
-        sampling=vars(sampling) | {"max_tokens": max_tokens},
+        likelihood=figures, baselines=floor, style=measure_style(
+            source.train_text, source.held_out_text, [s["completion"] for s in samples], source.english,
+            notes),
+        **looked, speed=speed, sampling=vars(sampling) | {"max_tokens": max_tokens},
         samples=[{key: s[key] for key in ("prompt", "text", "completion", "seed")} for s in samples],
         notes=notes)
     return Evaluated(result, model, tokenizer, nats, sizes, example, held_bytes, texts)
@@ -655,16 +658,16 @@ def compare_all(found):
             bound = held_out_bound(twin.model, [*map(torch.tensor, pieces)])
             nats = bound.per_sequence.sum() / bound.length.sum()
             e.result["judged"][group]["twin_perplexity"] = math.exp(nats)
-        more = paired(e, found[0]) if e is not found[0] else (None, None)
-        e.result["likelihood"]["more_than_first"], e.result["likelihood"]["more_than_first_se"] = more
+        more, error = paired(e, found[0]) if e is not found[0] else (None, None)
+        e.result["likelihood"] |= dict(more_than_first=more, more_than_first_se=error)
 
 
 def paired(*both):
     """(bits per byte by which one costs more than the other, its standard error) over the same pieces, or,
     where these differ, the same examples."""
-    for costs in ([(e.nats, e.sizes) for e in both],
-                  [[np.bincount(e.example, values) for values in (e.nats, e.sizes)] for e in both]):
-        (nats, sizes), (others, same) = costs
+    for (nats, sizes), (others, same) in (
+            [(e.nats, e.sizes) for e in both],
+            [[np.bincount(e.example, values) for values in (e.nats, e.sizes)] for e in both]):
         if np.array_equal(sizes, same):
             return bits_per_byte(nats - others, sizes)
     return bits_per_byte(nats, sizes)[0] - bits_per_byte(others, same)[0], None
@@ -706,7 +709,7 @@ def on_prediction(result, good, bad, advise):
     if rates and rates[-1] > alone + 0.05 and bits < unigram:
         bad("With nine tenths hidden, as when it begins to write, it predicts worse than word frequencies "
             f"({rates[-1]:.1f} against {alone:.1f} bits per token).")
-        high, replay = (trained["mask_rate"] or [0, 0])[1], trained["replay"] or 0.0
+        high, replay = (trained["mask_rate"] or [0])[-1], trained["replay"] or 0.0
         if high < 0.9 and replay < 0.5:
             advise(f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
                    "to keep showing it every mask rate.")
@@ -716,9 +719,9 @@ def on_prediction(result, good, bad, advise):
 
 
 def on_copying(result, good, bad, advise):
-    none, found = {"copied_share": 0.0, "longest_run_tokens": 0}, result["memorization"]
-    (mine, longest), (human, shared) = ([found.get(group, none)[key] for key in none]
-                                        for group in ("generated", "held_out"))
+    none, found = dict(copied_share=0.0, longest_run_tokens=0), result["memorization"]
+    (mine, longest), (human, shared) = (
+        [found.get(group, none)[key] for key in none] for group in ("generated", "held_out"))
     if shared >= 50:
         bad(f"Held-out text shares {shared} tokens in a row with the training text: the book repeats itself, "
             "or the split leaks.")
@@ -732,8 +735,7 @@ def on_copying(result, good, bad, advise):
 
 
 def on_style(result, good, bad, advise):
-    styled = result["style"]
-    if not styled:
+    if not (styled := result["style"]):
         return
     facts = (f"its distance from the book is {styled['distance']['generated']:.1f} where the book's own "
              f"passages stay under {styled['limit']:.1f}.")
@@ -792,9 +794,9 @@ def number(value, unit="", error=None):
 def charts(results, names):
     """{name: inline SVG}"""
     first, inks = results[0], cycle(("generated", "control", "shuffled", "held_out"))
-    rates = [("word frequencies", "book", [first["baselines"]["unigram_bits_per_token"]] * 10)]
-    rates += [(name, ink, bits) for name, ink, r in zip(names, inks, results)
-              if (bits := r["likelihood"]["bits_per_token_by_mask_rate"])]
+    rates = [("word frequencies", "book", [first["baselines"]["unigram_bits_per_token"]] * 10), *(
+        (name, ink, bits) for name, ink, r in zip(names, inks, results)
+        if (bits := r["likelihood"]["bits_per_token_by_mask_rate"]))]
     novelty = [(GROUPS[g], g, 100 * np.array([*found["novelty"].values()], float))
                for g, found in first["memorization"].items()]
     lengths = [(GROUPS[g], g, 100 * np.array(first["style"]["sentence_lengths"][g]))
@@ -817,13 +819,12 @@ def chart(name, x, curves, xlabel, ylabel, ylim=None):
     rc("axes", edgecolor=ink, labelcolor=ink)
     rc("axes.spines", top=False, right=False)
     rc(("text", "xtick", "ytick"), color=ink)
-    rc("legend", frameon=False)
-    figure, file = Figure(figsize=(3.3, 2.5)), io.StringIO()
+    figure, file = Figure((3.3, 2.5)), io.StringIO()
     axes = figure.subplots()
     for label, ink, y in curves:
         axes.plot(x, y, "o-", ms=4, label=label, color=INKS[ink])
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
-    axes.legend()
+    axes.legend(frameon=False)
     figure.savefig(file, format="svg", transparent=True, bbox_inches="tight")
     # the <svg> alone, without its date and size
     svg = re.sub(r"\A.*?(?=<svg)|\s*<metadata>.*?</metadata>|(?<= )(height|width)=\"[\d.]+pt\"", "",
@@ -888,7 +889,7 @@ def main():
             if found[-1].held_bytes != found[0].held_bytes:
                 fail(f"{path} has other held-out text than {names[0]}: they cannot be compared")
         compare_all(found)
-        results = [e.result | dict(summary=summarise(e.result)) for e in found]
+        results = [dict(e.result, summary=summarise(e.result)) for e in found]
         bars.update(bar, completed=9 * len(names), description="plots")
         folder.mkdir(parents=True, exist_ok=True)
         with written(folder / "evaluation.html") as file:
