@@ -175,9 +175,8 @@ def self_bleu(texts):
     """Mean BLEU-4 of each text against the others (Zhu et al., 1802.01886), or None."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     smooth = SmoothingFunction().method1  # where no n-gram is shared the shorter ones still count
-    return mean([
-        sentence_bleu(texts[:i] + texts[i + 1:], words, smoothing_function=smooth)
-        for i, words in enumerate(texts) if len(texts) > 1])
+    return mean([sentence_bleu(texts[:i] + texts[i + 1:], words, smoothing_function=smooth)
+                 for i, words in enumerate(texts) if len(texts) > 1])
 
 
 def as_characters(ids):
@@ -268,9 +267,8 @@ def traits(text, punkt, english):
         numbers |= dict(
             flesch_kincaid=textstat.flesch_kincaid_grade(text), gunning_fog=textstat.gunning_fog(text),
             function_words=function_words.total() / len(words))
-        profiles |= dict(
-            function_profile=function_words, chunk_profile=Counter(phrases),
-            tag_profile=Counter(chain(*map(pairwise, tags))))
+        profiles |= dict(function_profile=function_words, chunk_profile=Counter(phrases),
+                         tag_profile=Counter(chain(*map(pairwise, tags))))
     return words, lengths, numbers, profiles
 
 
@@ -289,7 +287,7 @@ class Passages:
 
     def sums(self, rows):
         """{profile: counts} of these together."""
-        return {name: np.asarray(table[rows].sum(0))[0] for name, table in self.tables.items()}
+        return {name: table[rows].sum(0).A1 for name, table in self.tables.items()}
 
     def measure(self, rows):
         """{measure: value}, relative frequencies of the top words here and in the rest of the book."""
@@ -302,7 +300,7 @@ class Passages:
             type_token_ratio=type_token_ratio(words), mtld=min(mtld(words), 1e6), yules_k=yules_k(words),
             coverage=here["words"][rest["words"] > 0].sum() / len(words))
         values |= {name: np.mean([self.numbers[i][name] for i in rows]) for name in self.numbers[0]}
-        values |= {name: jensen_shannon(here[name], rest[name]) for name in here if name != "words"}
+        values |= {name: jensen_shannon(here[name], rest[name]) for name in here}
         return values, *(counts["words"][self.top] / counts["words"].sum() for counts in (here, rest))
 
 
@@ -353,8 +351,8 @@ def measure_style(train_text, held_out_text, completions, english, notes):
         generated=[p for text in completions for p in passages_of(text, length)[:1]],
         held_out=passages_of(held_out_text, length))
     if control:
-        other = "\n\n".join(paragraph for paragraph, _ in clean(read_book(control)[0]))
-        groups["control"] = passages_of(other, length)
+        paragraphs = (paragraph for paragraph, _ in clean(read_book(control)[0]))
+        groups["control"] = passages_of("\n\n".join(paragraphs), length)
     of_book = passages_of(train_text, length)
     size = min(len(of_book) // 4, *map(len, groups.values()))
     if length < 25 or size < 4:
@@ -395,7 +393,7 @@ class Similarity:
         from sklearn.feature_extraction import DictVectorizer
         from sklearn.metrics.pairwise import cosine_similarity
         a, b = ([*map(set, map(words_of, texts))] for texts in both)
-        vectors = (self.svd.transform(self.tfidf.transform(texts)) for texts in both)
+        vectors = map(self.svd.transform, map(self.tfidf.transform, both))
         result = dict(semantic=cosine_similarity(*vectors).clip(0, 1),
                       lexical=np.array([[len(x & y) / max(len(x | y), 1) for y in b] for x in a]))
         if self.english:
@@ -452,7 +450,7 @@ def ordered_nats(model, sequences, order, block_size, advance=lambda step: None)
             score = {"margin": likeliest - second, "entropy": (p * log_p).sum(1),
                      "random": torch.rand(len(p), generator=generator)}.get(order, likeliest)
             first = spread(where, score, -torch.inf).argmax(1, keepdim=True)
-            own = spread(where, log_p.gather(1, rows[where][:, None]), 0)
+            own = spread(where, log_p.gather(1, rows[where, None]), 0)
             total[begin:begin + size] -= own.gather(1, first)[:, 0]
             hidden.scatter_(1, first, False)
             advance(size / len(sequences) / len(place))
@@ -709,7 +707,7 @@ def on_prediction(result, good, bad, advise):
     if rates and rates[-1] > alone + 0.05 and bits < unigram:
         bad("With nine tenths hidden, as when it begins to write, it predicts worse than word frequencies "
             f"({rates[-1]:.1f} against {alone:.1f} bits per token).")
-        high, replay = (trained["mask_rate"] or [0])[-1], trained["replay"] or 0.0
+        high, replay = (trained["mask_rate"] or [0])[-1], trained["replay"] or 0
         if high < 0.9 and replay < 0.5:
             advise(f"Raise --stages.{(trained['stage'] or 1) - 1}.replay (it is {replay:g}), "
                    "to keep showing it every mask rate.")
@@ -794,9 +792,9 @@ def number(value, unit="", error=None):
 def charts(results, names):
     """{name: inline SVG}"""
     first, inks = results[0], cycle(("generated", "control", "shuffled", "held_out"))
-    rates = [("word frequencies", "book", [first["baselines"]["unigram_bits_per_token"]] * 10), *(
-        (name, ink, bits) for name, ink, r in zip(names, inks, results)
-        if (bits := r["likelihood"]["bits_per_token_by_mask_rate"]))]
+    rates = [("word frequencies", "book", [first["baselines"]["unigram_bits_per_token"]] * 10)]
+    rates += [(name, ink, bits) for name, ink, r in zip(names, inks, results)
+              if (bits := r["likelihood"]["bits_per_token_by_mask_rate"])]
     novelty = [(GROUPS[g], g, 100 * np.array([*found["novelty"].values()], float))
                for g, found in first["memorization"].items()]
     lengths = [(GROUPS[g], g, 100 * np.array(first["style"]["sentence_lengths"][g]))
