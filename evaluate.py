@@ -351,8 +351,8 @@ def measure_style(train_text, held_out_text, completions, english, notes):
         generated=[p for text in completions for p in passages_of(text, length)[:1]],
         held_out=passages_of(held_out_text, length))
     if control:
-        paragraphs = (paragraph for paragraph, _ in clean(read_book(control)[0]))
-        groups["control"] = passages_of("\n\n".join(paragraphs), length)
+        other = "\n\n".join(paragraph for paragraph, _ in clean(read_book(control)[0]))
+        groups["control"] = passages_of(other, length)
     of_book = passages_of(train_text, length)
     size = min(len(of_book) // 4, *map(len, groups.values()))
     if length < 25 or size < 4:
@@ -473,8 +473,8 @@ def likelihood(model, sequences, sizes, seed, advance):
         weighted = (bound.nats * bound.length[:, None] / bound.k).unflatten(1, (10, -1)).mean(2)
         result["bits_per_token_by_mask_rate"] = (weighted.sum(0) / tokens / LN2).tolist()
         advance("masked perplexity")
-        nats_and_k = held_out_bound(model, sequences, seed=seed, rates=RATES * MASK_DRAWS)[:2]
-        hidden, k = (x.sum(0).view(MASK_DRAWS, -1).sum(0) for x in nats_and_k)
+        masked = held_out_bound(model, sequences, seed=seed, rates=RATES * MASK_DRAWS)
+        hidden, k = (x.sum(0).view(MASK_DRAWS, -1).sum(0) for x in (masked.nats, masked.k))
         result["masked_perplexity"] = dict(zip(map(str, RATES), (hidden / k).exp().tolist()))
         blocks = {"left_to_right_": 1, "sampler_order_": sampling.block_size or model.config.block_size}
         for name, block in blocks.items() if left_to_right else ():
@@ -836,10 +836,10 @@ def page(results, names):
     """evaluate.html about results[0], with others beside it."""
     from jinja2 import Template
     r, frame = results[0], sample.with_style("evaluate.html")
-    models = {name: found | found["speed"] | found["memorization"]["generated"]
-              | found["diversity"]["generated"] | found["likelihood"]
-              | {"distance": found["style"] and found["style"]["distance"]["generated"]}
-              for name, found in zip(names, results)}
+    models = {
+        name: found | found["speed"] | found["memorization"]["generated"] | found["diversity"]["generated"]
+        | found["likelihood"] | {"distance": found["style"] and found["style"]["distance"]["generated"]}
+        for name, found in zip(names, results)}
     groups = {g: r["diversity"][g] | r["similarity"][g] | r["judged"][g] | r["memorization"][g]
               for g in r["diversity"]}
     curves = Path(r["checkpoint"]).with_name("curves.svg")
@@ -877,13 +877,13 @@ def main():
     with Progress("{task.description}", BarColumn(), TimeElapsedColumn(), console=sample.TERMINAL) as bars:
         bar = bars.add_task("loading", total=9 * len(names))
 
-        def advance(path, what, steps=1):
+        def advance(what, steps=1):
             if steps == 1 and not sample.TERMINAL.is_interactive:
                 sample.say(f"{path}: {what}")
             bars.update(bar, advance=steps, description=f"{path}: {what}")
 
         for path in paths:
-            found.append(evaluate_checkpoint(path, partial(advance, path)))
+            found.append(evaluate_checkpoint(path, advance))
             if found[-1].held_bytes != found[0].held_bytes:
                 fail(f"{path} has other held-out text than {names[0]}: they cannot be compared")
         compare_all(found)
