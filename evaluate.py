@@ -399,7 +399,7 @@ class Similarity:
         if self.english:
             tags = DictVectorizer(sparse=False).fit_transform(
                 [Counter(chain(*parsed(text)[0])) for text in chain(*both)])
-            result["syntactic"] = 1 - cdist(tags[:len(a)], tags[len(a):], jensen_shannon)
+            result["syntactic"] = 1 - cdist(*np.split(tags, [len(a)]), jensen_shannon)
         return result | {"combined": np.mean([*result.values()], axis=0)}
 
 
@@ -599,7 +599,7 @@ Evaluated = namedtuple("Evaluated", "result model tokenizer nats sizes example h
 
 
 def evaluate_checkpoint(path, advance):
-    """Everything about a checkpoint but what others say of it"""
+    """All but what others say of it"""
     model, tokenizer, saved = sample.load(path, device)
     source, training, context = open_book(path, saved), saved.get("training", {}), model.config.block_size
     example, pieces = zip(*(
@@ -674,7 +674,7 @@ def paired(*both):
 # ---- in plain words
 
 def summarise(result):
-    """{"good", "bad", "next"}: lists of sentences."""
+    """Lists of sentences."""
     found = dict(good=[], bad=[], next=[])
     for on in (on_prediction, on_copying, on_style, on_variety):
         on(result, *(sentences.append for sentences in found.values()))
