@@ -30,23 +30,23 @@ from configurator import configure, fail, run_script, write_json, written
 from model import Sampling, count_parameters, held_out_bound, pad, parts, peak_memory_gb, spread
 from prepare import clean, is_english, prepared, read_book, read_prepared, read_stream, words_of, yules_k
 
-out_dir = "out"        # where the checkpoints are and the evaluation goes
-checkpoint = ""        # a checkpoint's path; empty: best.pt in out_dir
-book = ""              # the prepared book; empty: the checkpoint's, or the last one prepared
-split = "test"         # held-out text for likelihood and prompts {test, val}
-device = ""            # cpu, cuda, mps; empty: a GPU if there is one
-seed = 0               # of every random draw [0, 2000000000]
-points = 0             # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
+out_dir = "out"  # where the checkpoints are and the evaluation goes
+checkpoint = ""  # a checkpoint's path; empty: best.pt in out_dir
+book = ""  # the prepared book; empty: the checkpoint's, or the last one prepared
+split = "test"  # held-out text for likelihood and prompts {test, val}
+device = ""  # cpu, cuda, mps; empty: a GPU if there is one
+seed = 0  # of every random draw [0, 2000000000]
+points = 0  # masks of each held-out sequence, in tens; 0: enough for 2,000 in all [0, ...)
 left_to_right = False  # also exact likelihoods, a call per token: left to right, and in the sampler's order
-compare = ""           # other out_dirs or checkpoints to put beside this one, with commas
-control = ""           # another book, whose style should not pass for this one's
-prompts = ""           # a file of prompts, one a line; empty: openings of held-out sentences
-n_prompts = 8          # how many prompts [1, ...)
-n_seeds = 3            # texts per prompt [1, ...)
-max_tokens = 100       # tokens per text, less where the model's context is short [8, ...)
+compare = ""  # other out_dirs or checkpoints to put beside this one, with commas
+control = ""  # another book, whose style should not pass for this one's
+prompts = ""  # a file of prompts, one a line; empty: openings of held-out sentences
+n_prompts = 8  # how many prompts [1, ...)
+n_seeds = 3  # texts per prompt [1, ...)
+max_tokens = 100  # tokens per text, less where the model's context is short [8, ...)
 sampling = Sampling()  # as in sample.py: --steps=50, --block_size=16
-text1 = ""             # with text2: only print how alike two texts (or files) are
-text2 = ""             # the other text
+text1 = ""  # with text2: only print how alike two texts (or files) are
+text2 = ""  # the other text
 
 LN2 = math.log(2)
 NGRAM_ORDER = 4  # on one book a fifth token gains nothing
