@@ -154,7 +154,7 @@ def execute(path, knobs, default, kinds):
     """Set what a config file assigns in place; modules and names with an underscore are its own."""
     scope = copy.deepcopy(knobs)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text("utf-8")
         if path.endswith(".json"):
             scope |= json.loads(text)
         else:

@@ -124,18 +124,18 @@ def mattr(words, window=50):
     return mean([*map(type_token_ratio, ngrams(words, min(window, len(words))))])
 
 
-def mtld(words, threshold=0.72):
-    """Words per stretch in which the type-token ratio falls to the threshold, mean of both directions
-    (McCarthy and Jarvis 2010)."""
+def mtld(words):
+    """Words per stretch in which the type-token ratio falls to .72, mean of both directions (McCarthy and
+    Jarvis 2010)."""
     def one_way(words):
         factors, seen, count = 0.0, set(), 0
         for word in words:
             seen.add(word)
             count += 1
-            if len(seen) / count <= threshold:
+            if len(seen) / count <= 0.72:
                 factors, seen, count = factors + 1, set(), 0
         if count:
-            factors += (1 - len(seen) / count) / (1 - threshold)
+            factors += (1 - len(seen) / count) / (1 - 0.72)
         return len(words) / factors if factors else math.inf
     return (one_way(words) + one_way(words[::-1])) / 2
 

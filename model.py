@@ -41,8 +41,8 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             value, kinds = getattr(self, f.name), (int, float) if f.type is float else (f.type,)
-            least = 1 if f.name in ("block_size", "n_layer", "n_head", "n_embd") else 0
-            if type(value) not in kinds or not least <= value < 2**31:
+            # what is on by default cannot be 0
+            if type(value) not in kinds or not bool(f.default) <= value < 2**31:
                 raise ValueError(f"{f.name}={value!r} makes no network")
         if self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even number "
@@ -323,7 +323,7 @@ def held_out_bound(model, sequences, points=32, seed=0, rates=(), batch_tokens=8
     points = len(rates) or points
     generator = torch.Generator().manual_seed(seed)
     length = torch.tensor([(s < config.n_text).sum() for s in sequences])
-    k, masks = torch.empty(len(sequences), points, dtype=torch.long), []
+    k, masks = torch.empty(len(sequences), points, dtype=int), []
     for n, sequence in enumerate(sequences):
         text = (sequence < config.n_text).expand(points, -1)
         u = (torch.arange(points) + torch.rand(points, generator=generator)) / points
@@ -482,7 +482,7 @@ class Canvas:
         # (B, T) bool: what the block at hand has to fill, decided or not
         self.current = torch.zeros_like(self.given)
         # (B,) int64 of it: the first column that the network reads, its step
-        self.left, self.step = torch.zeros(2, len(tokens), dtype=torch.long)
+        self.left, self.step = torch.zeros(2, len(tokens), dtype=int)
 
     @property
     def masked(self):
@@ -561,7 +561,7 @@ def predict(model, canvas, rows, bar):
     top_log_p, top_ids = (x.cpu() for x in log_p.topk(min(max(candidates, ALTERNATIVES), n_text)))
     # a row's generator, and the number of its positions
     own = [(canvas.generators[b], n) for b, n in zip(rows.tolist(), where.sum(1).tolist())]
-    pick = torch.zeros(len(row), 1, dtype=torch.long)
+    pick = torch.zeros(len(row), 1, dtype=int)
     if how.temperature:
         noise = torch.cat([gumbel((n, candidates), g) for g, n in own])
         pick = draw(top_log_p[:, :candidates], how.temperature, how.top_p, noise)[:, None]
@@ -765,8 +765,8 @@ def peak_memory_gb(where):
 def set_up_cpu(config):
     """Threads and memory for work on a CPU; call it before tensors are made.
 
-    Under 10M parameters one thread, unless OMP_NUM_THREADS is given: two make a step a third faster where
-    nothing else runs, and many times slower where something does. Freed memory stays with the process: given
+    Under 10M parameters one thread, unless OMP_NUM_THREADS is given: two are a third faster where nothing
+    else runs, and many times slower where something does. Freed memory stays with the process: given
     back, and fetched page by page at every layer, it costs a full-size model a third of its training time.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

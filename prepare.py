@@ -59,7 +59,7 @@ show_extremes = 0  # print so many of the hardest and easiest sentences, and sta
 GPT2_SIZE = 50257
 
 
-# ---- tokens ----
+# ---- tokens
 
 @cache
 def gpt2_ranks():
@@ -168,7 +168,7 @@ def book_vocabulary(texts, size):
     return sorted(byte.values()) + [b"".join(map(byte.get, name)) for name in names[256:]]
 
 
-# ---- sentences and splits ----
+# ---- sentences and splits
 
 @dataclass
 class Piece:
@@ -229,7 +229,7 @@ def split(pieces, tokens):
             piece.run = number
 
 
-# ---- scores ----
+# ---- scores
 
 # chunks over Penn tags: noun and prepositional phrases, clauses, five levels of subordination
 GRAMMAR = r"""
@@ -284,27 +284,21 @@ def lexical_rarity(words, documents):
     return np.array([np.mean([*map(idf, sentence)] or [0.0]) for sentence in words])
 
 
-def clauses_and_depth(sentences, english):
-    """Finite verbs per sentence, and the height of a cascaded chunk grammar's tree (Abney 1996); not English:
-    1 + the punctuation between clauses, and 0."""
+def syntax(sentences, english):
+    """Finite verbs of each sentence, the height of a cascaded chunk grammar's tree (Abney 1996), its
+    Flesch-Kincaid grade (Kincaid et al. 1975); not English: 1 + the punctuation between clauses, 0, 0."""
     if not english:
         marks = [len(re.findall(r"[,;:،؛、，；：—–]\s*\w", sentence)) for sentence in sentences]
-        return np.array(marks) + 1.0, np.zeros(len(sentences))
+        return np.array(marks) + 1.0, *np.zeros((2, len(sentences)))
     import nltk
+    import textstat
     from textblob.en.taggers import PatternTagger
     parser = nltk.RegexpParser(GRAMMAR)
     tagged = [*map(PatternTagger().tag, track("tagging words", sentences))]
     clauses = [sum(t in ("VBD", "VBP", "VBZ", "MD") for _, t in tags) for tags in tagged]
     depths = [parser.parse(tags).height() if tags else 1 for tags in track("parsing sentences", tagged)]
-    return np.array(clauses, float), np.array(depths, float)
-
-
-def reading_grade(sentences, english):
-    """Flesch-Kincaid grade (Kincaid et al. 1975); not English: 0."""
-    if not english:
-        return np.zeros(len(sentences))
-    import textstat
-    return np.array([*map(textstat.flesch_kincaid_grade, track("grading sentences", sentences))])
+    grades = [*map(textstat.flesch_kincaid_grade, track("grading sentences", sentences))]
+    return np.array([clauses, depths, grades], float)
 
 
 def thematic_centrality(words, train):
@@ -367,8 +361,7 @@ def score(spans, sentences, train, reference_words):
     english = is_english([*chain(*documents)])
     scores = {"words": np.array([*map(len, words)], float),
               "complex_words": np.array([np.mean([len(word) > 6 for word in s] or [0]) for s in words])}
-    scores["clauses"], scores["parse_depth"] = clauses_and_depth(spans, english)
-    scores["flesch_kincaid_grade"] = reading_grade(spans, english)
+    scores["clauses"], scores["parse_depth"], scores["flesch_kincaid_grade"] = syntax(spans, english)
     # of these five; a score that is 0 everywhere ranks .5 and decides nothing
     scores["syntactic_complexity"] = np.mean([rank(values, train) for values in scores.values()], axis=0)
     begin("rarity, repetition, themes")
@@ -383,7 +376,7 @@ def score(spans, sentences, train, reference_words):
     return scores, english
 
 
-# ---- stages ----
+# ---- stages
 
 def windows(pieces, gap):
     """A run of pieces -> windows of at most block_size tokens that tile it, cut between paragraphs, or if
@@ -474,7 +467,7 @@ def choose_stages(sentences, train, scores, roles, separator):
     return examples, records
 
 
-# ---- checks ----
+# ---- checks
 
 def fingerprints(examples):
     """The hashes of all eight tokens in a row."""
@@ -548,7 +541,7 @@ def advice(statistics):
     return [message for so, message in checks if so]
 
 
-# ---- the run ----
+# ---- the run
 
 @cache
 def bars():
@@ -617,12 +610,12 @@ def save(folder, streams, texts):
         tidy()
 
 
-# ---- what was written, read ----
+# ---- what was written, read
 
 def prepared(name):
     """The folder of a prepared book; without a name, of the last. fail() where there is none."""
     try:
-        name = name or Path("data/latest").read_text(encoding="utf-8").strip()
+        name = name or Path("data/latest").read_text("utf-8").strip()
     except OSError:
         fail("no book has been prepared here: run python prepare.py book.txt first")
     if not Path("data", name, "tokenizer.json").exists():

@@ -23,7 +23,7 @@ MAX_BYTES = 64 * 2**20  # of a book, downloaded or unpacked
 LONGEST_SENTENCE = 2000  # characters; longer ones are cut at a space
 
 
-# ---- reading ----
+# ---- reading
 
 @dataclass
 class Found:
@@ -265,7 +265,7 @@ def download(url, begin):
     name = re.sub(r"[^\w.-]", "_", posixpath.basename(unquote(urlsplit(url).path))).lstrip(".") or "book"
     path = Path("data", name if "." in name else name + ".txt")
     source, content = Path(f"{path}.url"), bytearray()
-    if path.exists() and source.exists() and source.read_text(encoding="utf-8") == url:
+    if path.exists() and source.exists() and source.read_text("utf-8") == url:
         return path
     try:
         with urlopen(Request(url, headers={"User-Agent": "prepare.py"}), timeout=30) as response:
@@ -287,7 +287,7 @@ def download(url, begin):
     return path
 
 
-# ---- cleaning ----
+# ---- cleaning
 
 HEADING = re.compile(  # what chapters are called, and numbers that stand alone
     r"(chapter|letter|book|part|volume|vol|canto|act|scene|section|stave|chapitre|livre|partie|acte|kapitel|"
@@ -510,7 +510,7 @@ def _without_contents(blocks, found):
         found.removed[kind] += size
 
 
-# ---- sentences ----
+# ---- sentences
 
 def sentence_starts(paragraphs):
     """clean()'s list -> where each paragraph's sentences, with the white space before them, begin: Punkt's

@@ -97,11 +97,6 @@ def canvas(tokenizer, parts, config):
     return ids.masked_fill(ids < 0, config.mask_id)
 
 
-def word_starts(tokenizer, parts):
-    """(T,) bool: the first tokens of gaps after a space, which have to bring it."""
-    return torch.cat([*_tokenize(tokenizer, parts)]) == WORD
-
-
 def _tokenize(tokenizer, parts):
     """Yield each part's ids, (n,) int64: a gap's are GAP, after a space the first is WORD."""
     for before, part, after in zip(["", *parts], parts, [*parts[1:], ""]):
@@ -135,7 +130,8 @@ def word_bar(tokenizer, texts):
     """`bar` of denoise for lists of parts: a gap after a space begins with a space and more, except in a
     language without spaces."""
     others = torch.tensor([not re.match(rb" \s*\S", token) for token in tokenizer.tokens[:-3]])
-    return pad([word_starts(tokenizer, parts) for parts in texts], False), others & ~others.all()
+    starts = [torch.cat([*_tokenize(tokenizer, parts)]) == WORD for parts in texts]
+    return pad(starts, False), others & ~others.all()
 
 
 Job = namedtuple("Job", "prompt parts row seed")  # row (T,): the parts' canvas
@@ -163,12 +159,6 @@ def fill(model, tokenizer, jobs, how=None, watch=None):
             begun = time.perf_counter()
         for length, row, p, n in zip(map(len, rows), tokens, confidence, calls.tolist()):
             yield row[:length], p[:length], n, seconds / len(batch)
-
-
-def generate(model, rows, seeds, how=None):
-    """What 1-d canvases become."""
-    jobs = [Job("", [], row, seed) for row, seed in zip(rows, seeds)]
-    return [row for row, *_ in fill(model, None, jobs, how)]
 
 
 def job_of(model, tokenizer, prompt, parts, seed, how):
@@ -284,7 +274,7 @@ def places(text, fonts, width):
 
 def save_gif(file, frames, pace):
     """The same as a GIF, in page.css's light colours: a mask is as wide as the word to come, what is decided
-    glows and settles. Not all steps of a long run are shown."""
+    glows and settles."""
     import matplotlib
     from PIL import Image, ImageColor, ImageDraw, ImageFont
     ink = {name: ImageColor.getrgb(hue)

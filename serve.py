@@ -399,7 +399,7 @@ def main():
         fail(f"cannot listen at {host}:{port}: {error.strerror or error}{taken}; choose another with --port=")
     actual = listening.getsockname()[1]
     # load libraries before the first reader comes
-    sample.generate(model, [sample.canvas(tokenizer, ["a", 1], model.config)], [0], Sampling(steps=1))
+    [*denoise(model, sample.canvas(tokenizer, ["a", 1], model.config)[None], [0])]
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     book = Book(saved.get("training", {}).get("dataset"), tokenizer)
     writer = Writer(model, twin, tokenizer, book)

@@ -120,7 +120,6 @@ FREE = {"resume", "dry_run", "out_dir", "device", "compile", "eval_masks", "samp
 STAGE = {"data": "the stream {stage1, stage2, stage3}", "mask_rate": "a window, low and high [0, 1]",
          "replay": "share of rows from the full range [0, 1]", "epochs": "its length [1e-9, 1e9]",
          "max_steps": "its length at most [0, 1e9]", "lr_factor": "of learning_rate [1e-9, 1e9]"}
-STREAMS = ("stage1_train", "stage2_train", "stage3_train", "val")
 MAX_BAD_STEPS = 5  # in a row without a finite loss, before the run stops
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 
@@ -170,7 +169,8 @@ def open_book(name):
     """(name, tokenizer, streams) of a prepared book; without a name, the last."""
     folder = prepared(name)
     tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    return folder.name, tokenizer, {stem: Stream(folder, stem) for stem in STREAMS}
+    streams = ("stage1_train", "stage2_train", "stage3_train", "val")
+    return folder.name, tokenizer, {stem: Stream(folder, stem) for stem in streams}
 
 
 # ---- optimisation
@@ -409,7 +409,7 @@ def fit_to_memory(run):
         run.micro = 256 if on_gpu else 8
         while run.micro > 1 and not fits():
             run.micro //= 2
-        rows = torch.zeros(run.micro, block_size, dtype=torch.long)
+        rows = torch.zeros(run.micro, block_size, dtype=int)
         # halves itself until it fits
         accumulate_gradients(run, rows, draw_masks(rows, run.net.config, (0.9, 1.0)), rows.numel())
         run.micro = int(agree(run, run.micro, dist.ReduceOp.MIN))
@@ -943,7 +943,7 @@ def start(run):
 
 
 def draw_curves():
-    """out_dir/curves.svg, with matplotlib: loss and bound over steps, every other stage shaded, in colours
+    """out_dir/curves.svg: loss and bound over steps, every other stage shaded, in colours
     for light pages and dark."""
     try:
         from matplotlib.figure import Figure

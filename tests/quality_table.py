@@ -78,8 +78,9 @@ class Judges:
         human = self.figures(evaluate.evenly(self.book, len(seeds)))
         canvas, points = torch.full((LENGTH,), model.config.mask_id), []
         for temperature in TEMPERATURES:
-            rows = sample.generate(model, [canvas] * len(seeds), seeds, replace(how, temperature=temperature))
-            points.append({"temperature": temperature} | self.figures([ids.tolist() for ids in rows]))
+            jobs = [sample.Job("", [], canvas, seed) for seed in seeds]
+            written = sample.fill(model, None, jobs, replace(how, temperature=temperature))
+            points.append({"temperature": temperature} | self.figures([ids.tolist() for ids, *_ in written]))
         points.sort(key=lambda point: point["entropy"])
         entropies = [point["entropy"] for point in points]
         if not entropies[0] <= human["entropy"] <= entropies[-1]:

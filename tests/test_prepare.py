@@ -524,16 +524,16 @@ def test_rare_words_make_a_sentence_rare():
 def test_clauses_and_depth_grow_with_subordination():
     order = ["I came.", "The old man came to the house by the sea.",
              "I told the man who came that the boy believed that she knew what they wanted because he heard it."]
-    clauses, depth = p.clauses_and_depth(order, True)
+    clauses, depth, _ = p.syntax(order, True)
     assert clauses.tolist() == sorted(clauses) and clauses[0] == 1 and clauses[2] >= 5
     assert depth.tolist() == sorted(set(depth))
-    clauses, depth = p.clauses_and_depth(["Er kam.", "Er kam, weil es regnete, und blieb."], False)
-    assert clauses.tolist() == [1, 3] and not depth.any()
+    clauses, depth, grade = p.syntax(["Er kam.", "Er kam, weil es regnete, und blieb."], False)
+    assert clauses.tolist() == [1, 3] and not depth.any() and not grade.any()
 
 
 def test_reading_grade_knows_a_primer_from_a_treatise():
-    easy, hard = p.reading_grade(["The cat sat on the mat.", "Philosophical considerations notwithstanding, incontrovertible evidence "
-                                  "necessitated a comprehensive reexamination of institutional responsibilities."], True)
+    *_, (easy, hard) = p.syntax(["The cat sat on the mat.", "Philosophical considerations notwithstanding, incontrovertible evidence "
+                                 "necessitated a comprehensive reexamination of institutional responsibilities."], True)
     assert easy < 3 and hard > 15
 
 

@@ -37,7 +37,8 @@ def denoise(net, tokens, seeds, *, bar=None, **how):
 
 
 def generate(net, rows, seeds, **how):
-    return sample.generate(net, rows, seeds, Sampling(**how))
+    jobs = [sample.Job("", [], row, seed) for row, seed in zip(rows, seeds)]
+    return [row for row, *_ in sample.fill(net, None, jobs, Sampling(**how))]
 
 
 SCRIPT = str(Path(sample.__file__))
@@ -297,7 +298,7 @@ def test_fixed_text_comes_back_as_it_was_given(tokenizer, parts, seed):
     row = sample.canvas(tokenizer, parts, config)
     hidden = row == config.mask_id
     assert hidden.sum() == sum(part for part in parts if isinstance(part, int))
-    starts = sample.word_starts(tokenizer, parts)
+    [starts], _ = sample.word_bar(tokenizer, [parts])
     assert starts.shape == row.shape and not (starts & ~hidden).any()
     row[hidden] = torch.randint(0, config.n_text, (int(hidden.sum()),), generator=torch.Generator().manual_seed(seed))
     got = sample.texts(tokenizer, parts, row)

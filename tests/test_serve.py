@@ -163,8 +163,10 @@ def test_steps_add_up_to_the_text(url, loaded):
 def test_it_writes_what_sample_writes(url, loaded):
     model, tokenizer, _ = loaded
     settings = {"steps": 6, "temperature": 0.9, "order": "entropy", "remask": 0.2}
-    row = sample.canvas(tokenizer, ["The mountain", 20, " was there."], model.config)
-    expected = sample.generate(model, [row], [77], Sampling(**settings))[0].tolist()
+    parts = ["The mountain", 20, " was there."]
+    row = sample.canvas(tokenizer, parts, model.config)
+    [(_, row, _)] = sample.write(model, tokenizer, [sample.Job("The mountain", parts, row, 77)], Sampling(**settings))
+    expected = row.tolist()
     asked = {"prompt": "The mountain", "suffix": " was there.", "max_tokens": 20, "seed": 77, **settings}
     assert generate(url, **asked)[-1]["tokens"] == expected == generate(url, **asked)[-1]["tokens"]
     assert generate(url, **{**asked, "seed": 78})[-1]["tokens"] != expected
