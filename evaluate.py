@@ -26,9 +26,9 @@ import torch
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 import sample
-from configurator import configure, fail, run_script, write_json, written
+from configurator import configure, fail, prepared, read_stream, run_script, write_json, written
 from model import Sampling, count_parameters, held_out_bound, pad, parts, peak_memory_gb, spread
-from prepare import clean, is_english, prepared, read_book, read_prepared, read_stream, words_of, yules_k
+from prepare import clean, is_english, read_book, read_prepared, words_of, yules_k
 
 out_dir = "out"  # where the checkpoints are and the evaluation goes
 checkpoint = ""  # a checkpoint's path; empty: best.pt in out_dir

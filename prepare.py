@@ -7,7 +7,6 @@
 Parts are held out before anything is learnt from the rest: a vocabulary, scores, and by them the stages:
 I simple and typical sentences, II pairs of linked ones, III all training text.
 """
-import hashlib
 import importlib.util
 import json
 import math
@@ -608,33 +607,6 @@ def save(folder, streams, texts):
         fail(f"cannot write {error.filename or 'data/'}: {error.strerror}")
     finally:
         tidy()
-
-
-# ---- what was written, read
-
-def prepared(name):
-    """The folder of a prepared book; without a name, of the last. fail() where there is none."""
-    try:
-        name = name or Path("data/latest").read_text("utf-8").strip()
-    except OSError:
-        fail("no book has been prepared here: run python prepare.py book.txt first")
-    if not Path("data", name, "tokenizer.json").exists():
-        known = sorted(path.parent.name for path in Path("data").glob("*/tokenizer.json"))
-        fail(f"data/{name} was never prepared; prepared here: {', '.join(known) or 'none'}; "
-             "run python prepare.py BOOK.txt")
-    return Path("data", name)
-
-
-def read_stream(folder, name):
-    """(tokens (N,) uint16, offsets (n + 1,) of its examples, the tokens' SHA-256), or fail()."""
-    try:
-        offsets = np.fromfile(folder / f"{name}.idx", "<i8")
-        tokens = np.memmap(folder / f"{name}.bin", "<u2", "r")
-        if len(offsets) < 2 or offsets[-1] != len(tokens):
-            raise ValueError
-    except (OSError, ValueError):
-        fail(f"{folder}/{name}.bin or .idx is missing or torn: prepare the book again with prepare.py")
-    return tokens, offsets, hashlib.sha256(tokens).hexdigest()
 
 
 def read_prepared(folder):

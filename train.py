@@ -32,7 +32,7 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Column, Table
 
-from configurator import configure, fail, in_range, run_script, write_json, written
+from configurator import configure, fail, in_range, prepared, read_stream, run_script, write_json, written
 from model import (
     Block,
     Config,
@@ -56,7 +56,6 @@ from model import (
     training_flops,
     weighted_loss,
 )
-from prepare import prepared, read_stream
 
 # data and run
 dataset = ""  # name under data/; empty: the book prepared last

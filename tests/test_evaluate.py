@@ -21,7 +21,8 @@ from test_model import exact_bound, tiny
 import evaluate as e
 import model as m
 import sample
-from prepare import Tokenizer, clean, read_stream
+from configurator import read_stream
+from prepare import Tokenizer, clean
 
 ROOT = Path(e.__file__).resolve().parent
 LN2 = math.log(2)
