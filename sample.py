@@ -73,7 +73,7 @@ def load(path, device=""):
         tokenizer = Tokenizer.from_dict(checkpoint["tokenizer"])
     except (FileNotFoundError, ValueError) as error:
         fail(error)
-    except (KeyError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         fail(f"{path} holds no tokenizer that this version can read")
     if tokenizer.vocab_size != model.config.vocab_size:
         fail(f"{path}: its tokenizer has {tokenizer.vocab_size} tokens, its model {model.config.vocab_size}")

@@ -396,6 +396,14 @@ def test_a_shared_model_is_the_same_model(run, folder):
     (folder / "out/evaluation.json").unlink()
 
 
+def test_what_is_no_tokenizer_is_refused(run, folder):
+    saved = torch.load(folder / "out/best.pt", weights_only=True)
+    for other in (torch.zeros(3), [], 1, None, {"kind": "book"}, {"kind": "book", "tokens": torch.zeros(9)}, {"kind": "book", "tokens": ["€"] * 9}):
+        torch.save(saved | {"tokenizer": other}, folder / "odd.pt")
+        status, _, err = run("The keeper", "--checkpoint=odd.pt")
+        assert status == 2 and len(err.splitlines()) == 1, err
+
+
 def test_gaps_are_filled_with_what_was_learnt(run):
     status, out, _ = run("--template=The keeper climbed the ____(1) with a ____(2), lit the wick and waited for “____(1)” beside the grey window.", "--temperature=0")
     assert (status, out.strip()) == (0, WORDS)
