@@ -804,6 +804,7 @@ def load_checkpoint(path):
         raise ValueError(f"{path} is torn ({type(error).__name__}), holds more than tensors and plain "
                          "values, or is not a checkpoint of this program") from error
     if not (isinstance(checkpoint, dict) and {"model", "config", "tokenizer"} <= checkpoint.keys()
+            and isinstance(checkpoint["tokenizer"], dict)
             and isinstance(checkpoint.get("training", {}), dict)):
         raise ValueError(f"{path} is not a checkpoint of this program: it lacks the model, its config, the "
                          "tokenizer or how it was trained")
