@@ -186,6 +186,7 @@ def test_pause_step_and_scrub(visit):
     page = visit()
     write(page, speed="3")
     expect(page.locator("#s-step")).to_have_text(re.compile("^([2-9]|[0-9]{2,}) of"))
+    expect(page.locator("#save-text")).to_be_enabled()                                       # what is still to come moves what stands there
     page.locator("#pause").click()
     at, then = step(page), text(page)
     page.wait_for_timeout(400)
