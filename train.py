@@ -431,7 +431,7 @@ def restore(run, saved):
     if p.stage == len(stages):
         done = p.results[-1]
         stage = done["stage"] - 1
-        if done["steps"] < run.plan[stage]["steps"] and not out_of_patience(p):
+        if done["steps"] < run.plan[stage]["steps"] and not out_of_patience(p).startswith("stopped"):
             p.stage, p.stage_step = stage, p.results.pop()["steps"]
         else:
             run.say(f"this run is complete; more epochs or max_steps of --stages.{stage}, or more patience, "

@@ -612,7 +612,7 @@ def test_the_gif_looks_like_the_page(folder, run):
     from PIL import Image, ImageColor
     css = (ROOT / "page.css").read_text(encoding="utf-8")
     paper, mark, fresh = (ImageColor.getrgb(re.findall(rf"--{name}: (#\w+)", css)[-1]) for name in ("paper", "mark", "new"))
-    run("The keeper", "--max_tokens=100", "--steps=20", "--save_animation=b.gif")
+    _, out, err = run("The keeper", "--max_tokens=100", "--steps=20", "--save_animation=b.gif")
     pictures = []
     with Image.open(folder / "b.gif") as gif:
         for i in range(gif.n_frames):
@@ -624,9 +624,10 @@ def test_the_gif_looks_like_the_page(folder, run):
     assert sum(glowing) > 0.9 * len(glowing) and not glowing[0] and not glowing[-1]             # what is decided glows, be it not a mere stop; and all has settled in the end
     assert colours[0][mark] > 1000 > colours[-6].get(mark, 0) and mark not in colours[-1]
     rows = np.array(pictures[0]) == mark
-    assert np.diff(rows.all(2).astype(int), axis=1).clip(0).sum() / 2 > 60                   # 2 px high; a hundred masks, apart
+    masks = np.diff(rows.all(2).astype(int), axis=1).clip(0).sum() / 2                       # 2 px high
+    assert 40 < len(out.split()) - 2 <= masks <= 100                                         # apart: one for each word to come, or more
     corners = [picture.crop((620, picture.height - 40, 840, picture.height)).tobytes() for picture in pictures]
-    assert len(set(corners)) >= len(pictures) - 3                                                           # a counter of steps
+    assert len(set(corners)) == 1 + int(re.search(r"(\d+) steps", err)[1])                    # a counter of steps
 
 
 def test_a_recording_of_the_animation(folder):
